@@ -1,0 +1,250 @@
+"""The agent's requests to /v1 (docs/protocol.md): one function a call, every error one of the family.
+
+An answer that is not this API's JSON (a proxy's page) counts as no answer. The token is sent by an `AuthBase`, because a
+~/.netrc entry would replace a plain header; `verify=` is passed on each call, because REQUESTS_CA_BUNDLE would replace the session's.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import requests
+from requests.auth import AuthBase
+
+from spool import __version__, errors, jsonio
+from spool.errors import OffsetMismatch, SpoolError, TooManyTries, Unreachable
+from spool.records import JobState, Result
+
+CONNECT_S = 15.0
+READ_S = 120.0
+RETRY_CAP_S = 300.0
+MAX_RETRY_AFTER_S = 3600.0
+BLOCK_BYTES = 1 << 18
+
+_BY_CODE: dict[str, type[SpoolError]] = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, SpoolError) and kind not in (OffsetMismatch, TooManyTries, SpoolError)
+}
+
+
+class ServerError(SpoolError):
+    """The server answered 5xx in its own words; it is tried again."""
+
+    transient = True
+
+
+def retry_delay_s(tries: int, error: SpoolError | None = None) -> float:
+    """Return how long to wait before try number `tries` + 1: min(300, 2 * 2^n) * U(0.5, 1), or what Retry-After says.
+
+    The one place of the retry rule (docs/protocol.md, "Trying again").
+    """
+    asked = getattr(error, "retry_after_s", 0)
+    if asked:
+        return float(min(MAX_RETRY_AFTER_S, max(1.0, float(asked))))
+    return min(RETRY_CAP_S, 2.0 * 2.0 ** min(tries, 10)) * random.uniform(0.5, 1.0)
+
+
+class _Bearer(AuthBase):
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class _Chunk:
+    """The next `length` bytes of an open file, sent with a Content-Length and never held whole."""
+
+    def __init__(self, file: BinaryIO, length: int) -> None:
+        self._file = file
+        self._left = length
+        self.len = length
+
+    def read(self, size: int = -1) -> bytes:
+        block = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(block)
+        return block
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(lambda: self.read(BLOCK_BYTES), b"")
+
+
+class Client:
+    """Talks to one server with one token. Threads may share one: each gets a session of its own."""
+
+    def __init__(self, url: str, token: str, *, verify: bool | str = True) -> None:
+        self._url = url.rstrip("/")
+        self._auth = _Bearer(token)
+        self._verify = verify
+        self._local = threading.local()
+
+    def _session(self) -> requests.Session:
+        if not hasattr(self._local, "session"):
+            self._local.session = requests.Session()
+            self._local.session.headers["User-Agent"] = f"mint-spool-agent/{__version__}"
+        session: requests.Session = self._local.session
+        return session
+
+    @contextmanager
+    def _send(self, method: str, path: str, *, read_s: float = READ_S, **kwargs: Any) -> Iterator[requests.Response]:
+        """Send one request and yield an answer below 400; raise the family's error for everything else."""
+        try:
+            answer = self._session().request(
+                method,
+                self._url + path,
+                auth=self._auth,
+                verify=self._verify,
+                timeout=(CONNECT_S, read_s),
+                allow_redirects=False,
+                stream=True,
+                **kwargs,
+            )
+        except (requests.RequestException, OSError) as exc:
+            raise Unreachable(f"no answer from {self._url}: {_short(exc)}", hint="check network, proxy and port") from exc
+        with answer:
+            if answer.status_code >= 300:
+                raise _error(answer)
+            try:
+                yield answer
+            except (requests.RequestException, OSError) as exc:
+                raise Unreachable(f"the line to {self._url} was cut: {_short(exc)}", hint="it is tried again") from exc
+
+    def _json(self, method: str, path: str, *, read_s: float = READ_S, data: bytes | None = None) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        with self._send(method, path, read_s=read_s, data=data, headers=headers) as answer:
+            return _own_json(answer)
+
+    def sync(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """POST /v1/sync; waits at the server for up to the request's ``wait_s``."""
+        return self._json("POST", "/v1/sync", data=jsonio.dumps_line(request), read_s=float(request["wait_s"]) + 35.0)
+
+    def job_bytes(self, job_id: str) -> bytes:
+        """GET the exact bytes of job.json."""
+        with self._send("GET", f"/v1/jobs/{job_id}/files/job.json") as answer:
+            _need(answer, "application/octet-stream")
+            return answer.content
+
+    def state(self, job_id: str) -> JobState:
+        """GET the job's record, with the manifest of its inputs."""
+        return JobState.parse(jsonio.dumps(self._json("GET", f"/v1/jobs/{job_id}")["state"]))
+
+    @contextmanager
+    def download(self, job_id: str, name: str, offset: int, sha256: str) -> Iterator[Iterator[bytes]]:
+        """GET one input from `offset` on (bytes); yields its blocks. `OffsetMismatch` where it must start at 0 again."""
+        headers = {"Range": f"bytes={offset}-", "If-Range": f'"sha256-{sha256}"', "Accept-Encoding": "identity"}
+        with self._send("GET", f"/v1/jobs/{job_id}/files/in/{quote(name)}", headers=headers if offset else {}) as answer:
+            _need(answer, "application/octet-stream")
+            if offset and answer.status_code != 206:
+                raise OffsetMismatch(f"the server has another {name!r}", offset=0, hint="start again")
+            yield answer.iter_content(BLOCK_BYTES)
+
+    @contextmanager
+    def download_tar(self, job_id: str, after: str, max_bytes: int) -> Iterator[BinaryIO]:
+        """GET in.tar: the inputs of at most `max_bytes` each whose names sort after `after`."""
+        path = f"/v1/jobs/{job_id}/in.tar?max_bytes={max_bytes}&after={quote(after, safe='')}"
+        with self._send("GET", path, headers={"Accept-Encoding": "identity"}) as answer:
+            _need(answer, "application/x-tar")
+            yield answer.raw
+
+    def upload_offset(self, job_id: str, run_id: str, name: str) -> int:
+        """HEAD: return how many bytes of the result `name` (``out/...`` or ``log/...``) the server has for good."""
+        with self._send("HEAD", f"/v1/jobs/{job_id}/files/{quote(name)}?run_id={run_id}") as answer:
+            return _offset(answer)
+
+    def upload(self, job_id: str, run_id: str, name: str, file: BinaryIO, offset: int, length: int) -> int:
+        """PATCH the `length` bytes at `offset` of an open file; return the server's new offset. Safe to repeat."""
+        digest = hashlib.sha256()
+        file.seek(offset)
+        for block in _Chunk(file, length):
+            digest.update(block)
+        file.seek(offset)
+        headers = {
+            "Upload-Offset": str(offset),
+            "Content-Digest": f"sha-256=:{base64.b64encode(digest.digest()).decode('ascii')}:",
+            "Content-Type": "application/octet-stream",
+        }
+        path = f"/v1/jobs/{job_id}/files/{quote(name)}?run_id={run_id}"
+        body: Any = _Chunk(file, length) if length else b""
+        with self._send("PATCH", path, data=body, headers=headers) as answer:
+            return _offset(answer)
+
+    def upload_tar(self, job_id: str, run_id: str, data: bytes) -> None:
+        """POST out.tar. Safe to repeat."""
+        headers = {"Content-Type": "application/x-tar"}
+        with self._send("POST", f"/v1/jobs/{job_id}/files/out.tar?run_id={run_id}", data=data, headers=headers) as answer:
+            _own_json(answer)
+
+    def finish(self, result: Result) -> dict[str, Any]:
+        """POST the result; return the job's state. Safe to repeat."""
+        return self._json("POST", f"/v1/jobs/{result.id}/finish", data=result.encode(), read_s=600.0)
+
+
+def _error(answer: requests.Response) -> SpoolError:
+    """Return the family's error for an answer of 300 and more."""
+    status, where = answer.status_code, answer.url.partition("?")[0]
+    retry_after = answer.headers.get("Retry-After", "")
+    error: SpoolError
+    if "problem+json" not in answer.headers.get("Content-Type", "") and answer.request.method != "HEAD":
+        error = Unreachable(f"{where} was answered {status} by something that is not the server", hint="a proxy, or a wrong URL?")
+    elif answer.request.method == "HEAD":
+        error = _of_status(status, where)
+    else:
+        error = _of_problem(answer, status)
+    if retry_after.isascii() and retry_after.isdigit():
+        error.retry_after_s = int(retry_after)  # type: ignore[attr-defined]
+    return error
+
+
+def _of_status(status: int, where: str) -> SpoolError:
+    kinds: dict[int, type[SpoolError]] = {401: errors.Unauthorized, 403: errors.NotAllowed, 404: errors.NotFound, 409: errors.StaleRun}
+    return kinds.get(status, Unreachable)(f"{where} was answered {status}", hint="see the server's log")
+
+
+def _of_problem(answer: requests.Response, status: int) -> SpoolError:
+    try:
+        value = jsonio.loads(answer.content, "answer")
+    except (SpoolError, requests.RequestException):
+        return Unreachable(f"the answer {status} cannot be read", hint="it is tried again")
+    code, message, hint = (str(value.get(key, "")) for key in ("code", "message", "hint"))
+    if code == OffsetMismatch.code:
+        return OffsetMismatch(message, offset=_offset(answer), hint=hint)
+    if code == TooManyTries.code:
+        return TooManyTries(message, retry_after_s=60, hint=hint)
+    if code in _BY_CODE:
+        return _BY_CODE[code](message, hint=hint)
+    return (ServerError if status >= 500 else SpoolError)(message or f"answered {status}", hint=hint)
+
+
+def _own_json(answer: requests.Response) -> dict[str, Any]:
+    _need(answer, "application/json")
+    try:
+        return jsonio.loads(answer.content, "answer")
+    except errors.InvalidRecord as exc:
+        raise Unreachable(f"the answer of {answer.url} cannot be read: {exc.message}", hint="it is tried again") from exc
+
+
+def _need(answer: requests.Response, kind: str) -> None:
+    if not answer.headers.get("Content-Type", "").startswith(kind):
+        raise Unreachable(f"{answer.url} was answered by something that is not the server", hint="a proxy, or a wrong URL?")
+
+
+def _offset(answer: requests.Response) -> int:
+    text = answer.headers.get("Upload-Offset", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise Unreachable(f"{answer.url} told no Upload-Offset", hint="a proxy that drops headers, or a wrong URL?")
+    return int(text)
+
+
+def _short(exc: Exception) -> str:
+    """Return the innermost reason of requests' nested exceptions: what a person can act on."""
+    text = str(exc.__context__ or exc) if not str(exc) else str(exc)
+    return text if len(text) < 300 else text[:297] + "..."

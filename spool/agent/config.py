@@ -1,0 +1,194 @@
+"""agent.ini: the site's law and the agent's settings (etc/agent.ini shows every option).
+
+Relative paths are relative to the ini file's folder. Without any command nothing runs; without `allow` nothing leaves.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from spool import options as o
+from spool.errors import ConfigError, SpoolError
+from spool.names import check_env_name, check_site, check_user
+from spool.options import Option, Section
+
+AGENT = Section(
+    "agent",
+    (
+        Option("site", o.text, "", "this site's identifier, as MInt's operators gave it", "nims-dev"),
+        Option("url", o.text, "", "the server, such as https://mint.example.jp:50443"),
+        Option("token_file", o.path, None, "file of mode 0600 that holds the token alone", "/etc/mint-spool/token"),
+        Option("base", o.path, Path("/var/lib/mint-spool"), "folder that gets one folder a job", "/var/lib/mint-spool"),
+        Option("slots", o.integer(1, 1000), 1, "jobs in hand at a time"),
+        Option("ca_file", o.path, None, "PEM file of the authorities to trust; none: the system's"),
+        Option("allow_http", o.boolean, False, "speak plain http to another host than loopback"),
+        Option("wait_s", o.integer(0, 25), 25, "seconds a sync may wait at the server for a new job; 0: poll only"),
+        Option("poll_s", o.seconds(0.05, 3600), 15.0, "seconds between syncs where waiting is not possible"),
+        Option("heartbeat_s", o.seconds(0.05, 600), 60.0, "longest time between syncs while jobs are in hand"),
+        Option("once_wait_s", o.seconds(0, 3600), 5.0, "--once: seconds a pass waits for commands before it leaves them running"),
+        Option("cancel_grace_s", o.integer(0, 3600), 10, "seconds between TERM and KILL of a canceled command"),
+        Option("chunk", o.size, 16 * 1024 * 1024, "bytes sent in one request", "16M"),
+        Option("min_free", o.size, 64 * 1024 * 1024, "bytes that must stay free below base; less: no new job", "64M"),
+        Option("log", o.path, None, "file that gets the log lines; none: standard error", "/var/log/mint-spool/agent.log"),
+    ),
+    meaning="who this agent is and where it works",
+)
+
+RELEASE = Section(
+    "release",
+    (
+        Option("allow", o.words, (), "patterns of output names that may leave; none: nothing leaves", "*.dat *.frd"),
+        Option("deny", o.words, (), "patterns of output names that never leave, whatever allow says", "*.inp"),
+        Option("logs", o.choice("withhold", "return"), "withhold", "stdout and stderr: stay at the site, or are returned"),
+        Option("max_bytes", o.size, None, "most bytes that one job may return; more: the job's results are refused", "10G"),
+        Option("max_files", o.integer(1, 10**7), None, "most files that one job may return", "1000"),
+        Option("hold", o.choice("never"), "never", "never: results leave without a person's release"),
+    ),
+    meaning="what may leave the site",
+)
+
+COMMAND = Section(
+    "command",
+    (
+        Option("argv", o.argv, (), "the command line; {args} stands for the job's arguments", "/usr/bin/ccx {args}"),
+        Option("args", o.pattern, None, "regular expression that each argument must match as a whole; none: no arguments"),
+        Option("users", o.words, (), "users whose jobs may run it; empty: every user"),
+        Option("inputs_allow", o.words, ("**",), "patterns of input names; dotfiles and *.env need a pattern of their own"),
+        Option("env_allow", o.words, (), "names of a job's env that are passed on", "OMP_NUM_THREADS"),
+        Option("wall_time_s", o.integer(1, 10**8), None, "seconds after which the command is stopped; a job may ask for less"),
+        Option("executor", o.choice("local"), "local", "local: on this host"),
+    ),
+    titled=True,
+    free="env.",
+    meaning="one command that may run; env.NAME = VALUE sets a variable for it",
+)
+
+SECTIONS = (AGENT, RELEASE, COMMAND)
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One ``[command NAME]``; attributes are the options of the table `COMMAND`."""
+
+    name: str
+    argv: tuple[str, ...]
+    args: re.Pattern[str] | None
+    users: tuple[str, ...]
+    inputs_allow: tuple[str, ...]
+    env_allow: tuple[str, ...]
+    wall_time_s: int | None
+    executor: str
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """All of agent.ini. `agent` and `release` hold the values of their tables by name."""
+
+    agent: dict[str, Any]
+    release: dict[str, Any]
+    commands: dict[str, Command] = field(default_factory=dict)
+    source: Path | None = None
+    token: str = ""
+
+    @property
+    def base(self) -> Path:
+        """The folder with one folder a job."""
+        return Path(self.agent["base"])
+
+
+def candidates(program: Path) -> list[Path]:
+    """Return where agent.ini is looked for when none is named."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return [program.parent / "etc" / "agent.ini", home / "mint-spool" / "agent.ini", Path("/etc/mint-spool/agent.ini")]
+
+
+def find_config(given: Path | None, program: Path) -> Path:
+    """Return the ini to read; `ConfigError` naming `init` where there is none."""
+    if given is not None:
+        return given.absolute()
+    found = [path for path in candidates(program) if path.exists()]
+    if not found:
+        raise ConfigError(
+            "there is no agent.ini, so nothing may run here",
+            hint=f"write one with: spool_agent.py init (looked for: {', '.join(map(str, candidates(program)))})",
+        )
+    return found[0]
+
+
+def read_config(path: Path) -> AgentConfig:
+    """Read agent.ini; raise `ConfigError` naming the place of whatever is wrong. The token is not read yet."""
+    ini = o.read_ini(path, SECTIONS)
+    agent, release = dict(ini.one("agent")), dict(ini.one("release"))
+    for name in ("token_file", "base", "ca_file", "log"):
+        if agent[name] is not None:
+            agent[name] = path.parent / agent[name]
+    commands = {name: _command(name, dict(values), path) for name, values in ini.titled("command").items()}
+    return AgentConfig(agent, release, commands, path)
+
+
+def _command(name: str, values: dict[str, Any], path: Path) -> Command:
+    where = f"{path}: [command {name}]"
+    try:
+        for user in values["users"]:
+            check_user(user)
+        for variable in (*values["env_allow"], *values["env"]):
+            check_env_name(variable)
+    except SpoolError as exc:
+        raise ConfigError(f"{where}: {exc.message}", hint=exc.hint) from exc
+    if not values["argv"]:
+        raise ConfigError(f"{where} needs argv", hint="such as: argv = /usr/bin/ccx {args}")
+    for item in values["argv"]:
+        unknown = set(_PLACEHOLDER.findall(item)) - {"{args}"}
+        if unknown or ("{args}" in item and item != "{args}"):
+            raise ConfigError(f"{where}: argv: {item!r} cannot be used", hint="{args} stands alone, for all of the job's arguments")
+    if "{args}" in values["argv"] and values["args"] is None:
+        raise ConfigError(f"{where} takes {{args}} but has no pattern for them", hint="such as: args = [A-Za-z0-9_.-]+")
+    return Command(name=name, **values)
+
+
+def finish_config(config: AgentConfig, overrides: Mapping[str, Any], *, token: str = "") -> AgentConfig:
+    """Return the configuration with the command line's values and the token; raise `ConfigError` where something is missing."""
+    agent = {**config.agent, **overrides}
+    try:
+        check_site(agent["site"] or "")
+    except SpoolError as exc:
+        raise ConfigError(f"[agent] site: {exc.message}", hint=exc.hint) from exc
+    check_url(agent["url"], agent["allow_http"])
+    if not token:
+        if agent["token_file"] is None:
+            raise ConfigError("[agent] token_file is missing", hint="put the token into a file of mode 0600 and name it")
+        token = read_token(agent["token_file"])
+    return AgentConfig(agent, config.release, config.commands, config.source, token)
+
+
+def check_url(url: str, allow_http: bool) -> None:
+    """Raise `ConfigError` unless `url` is https, or http to loopback (or allowed)."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"[agent] url = {url!r} is no address of a server", hint="such as https://mint.example.jp:50443")
+    loopback = parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
+    if parts.scheme == "http" and not loopback and not allow_http:
+        raise ConfigError(f"{url} is not encrypted: the token and all data could be read", hint="use https://")
+
+
+def read_token(path: Path) -> str:
+    """Return the token in `path`; refuse a file that others can read."""
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(f"the token file {path} cannot be read: {exc}", hint="put the token alone into it") from exc
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"the token file {path} can be read by others", hint=f"chmod 600 {path}")
+    if not text or len(text.split()) != 1:
+        raise ConfigError(f"the token file {path} does not hold one token", hint="put the token alone into it")
+    return text

@@ -1,0 +1,159 @@
+"""The agent's own jobs: the same folder layout below its base directory, its own `state.json`, and what survives a restart.
+
+The local state uses the same words and the same table as MInt's. `running` is written here, durably, before the runner is told to
+start; `ready` in the record says that inputs and policy are done with and only the permission is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spool import jsonio, log
+from spool.errors import ConfigError, InvalidRecord, SpoolError
+from spool.fields import Fields
+from spool.files import append_line, fsync_dir, read_record, replace_file
+from spool.instants import utc_now
+from spool.locks import file_lock
+from spool.names import is_id
+from spool.paths import JobPaths
+from spool.records import JOB_LIMIT_BYTES, HistoryEntry, Job, JobState, Result
+from spool.states import FINAL, State, check_transition
+from spool.store import set_attempt_aside
+
+
+class Base:
+    """The agent's base directory: one folder a job, and a control folder of the agent's own (mode 0700)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.control = folder / f".mint-spool-{os.geteuid()}"
+
+    def open(self) -> tuple[str, int]:
+        """Make the folders and return (the agent's id, this start's generation), both durable.
+
+        Raises `ConfigError` where the control folder is not this user's alone (a base such as /tmp belongs to all).
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.control.mkdir(mode=0o700, exist_ok=True)
+            info = os.lstat(self.control)
+        except OSError as exc:
+            raise ConfigError(f"the base {self.folder} cannot be used: {exc.strerror}", hint="set [agent] base") from exc
+        if info.st_uid != os.geteuid() or info.st_mode & 0o077 or not self.control.is_dir() or self.control.is_symlink():
+            raise ConfigError(f"{self.control} is not this user's own", hint="remove it, or set another [agent] base")
+        return self._identity()
+
+    def lock(self):  # type: ignore[no-untyped-def]
+        """Hold the base for this process; `Busy` where another agent has it."""
+        return file_lock(self.control / "lock", timeout_s=0)
+
+    def _identity(self) -> tuple[str, int]:
+        path = self.control / "agent.json"
+        try:
+            fields = Fields(jsonio.loads(read_record(path, 65536), "agent.json"), "agent.json")
+            name, generation = fields.string("id"), fields.integer("generation", low=0)
+        except FileNotFoundError:
+            name, generation = f"agent-{os.urandom(6).hex()}", 0
+        replace_file(path, jsonio.dumps({"format": 1, "id": name, "generation": generation + 1}), mode=0o600)
+        return name, generation + 1
+
+    def jobs(self) -> Iterator[LocalJob]:
+        """Yield the jobs that are still in hand; a folder that cannot be read is reported and left alone."""
+        for name in sorted(filter(is_id, os.listdir(self.folder))):
+            job = LocalJob(self.folder / name)
+            try:
+                job.load()
+            except FileNotFoundError:
+                continue  # made, and killed before its first record: the server tells of it again
+            except (SpoolError, OSError) as exc:
+                log.error("local_job_unreadable", job=name, why=exc, folder=job.paths.folder)
+                continue
+            if job.state.state not in FINAL:
+                yield job
+
+
+class LocalJob:
+    """One job in the agent's hands. Only the thread that carries it writes to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = JobPaths(folder)
+        self._state: JobState | None = None
+
+    @property
+    def state(self) -> JobState:
+        """The local state as last written or read."""
+        if self._state is None:
+            raise InvalidRecord(f"{self.paths.folder} has no state yet", hint="load or begin it first")
+        return self._state
+
+    @property
+    def ready(self) -> bool:
+        """True where only the permission to start is missing."""
+        return bool(self.state.extra.get("ready"))
+
+    def load(self) -> None:
+        """Read the local state."""
+        self._state = JobState.parse(read_record(self.paths.state, jsonio.MAX_BYTES))
+
+    def job(self) -> Job:
+        """Return what the job asks for."""
+        return Job.parse(read_record(self.paths.job, JOB_LIMIT_BYTES))
+
+    def result(self) -> Result | None:
+        """Return the result that was measured, or None before that."""
+        try:
+            return Result.parse(read_record(self.paths.result, jsonio.MAX_BYTES))
+        except FileNotFoundError:
+            return None
+
+    def begin(self, state: JobState) -> None:
+        """Take a job up: `state` is MInt's record. An earlier run's leavings are moved to `attempts/` first."""
+        folder = self.paths.folder
+        if folder.exists() and os.lstat(folder).st_uid != os.geteuid():
+            raise ConfigError(f"{folder} belongs to someone else", hint="use a base of the agent's own")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        fsync_dir(folder.parent)
+        if self.paths.state.exists():
+            self.load()
+            number = self.state.attempt
+            while self.paths.attempt(number).exists():
+                number += 1_000_000  # the same attempt again, with another run_id: a restore or a give-back
+            set_attempt_aside(self.paths, number)
+            self.paths.job.unlink(missing_ok=True)
+        entry = HistoryEntry(state.revision, utc_now(), "", "claimed", "agent", state.attempt, state.run_id, "taken up")
+        self._write(replace(state, state=State.CLAIMED, extra={}, cancel_requested_at="").with_entry(entry))
+
+    def mark_ready(self) -> None:
+        """Note that only the permission is missing. Safe to repeat."""
+        self._write(replace(self.state, extra={**self.state.extra, "ready": True}))
+
+    def advance(self, target: State, why: str, **changes: Any) -> None:
+        """Go to `target`, durably. Nothing where the job is there already."""
+        state = self.state
+        if state.state == target:
+            return
+        check_transition(state.id, state.state, target)
+        entry = HistoryEntry(
+            state.revision + 1, utc_now(), str(state.state), str(target), "agent", state.attempt, state.run_id, why
+        )
+        self._write(replace(state, state=target, **changes).with_entry(entry))
+        log.info("local", job=state.id, source=state.state, to=target, run=state.run_id, attempt=state.attempt, why=why)
+
+    def close(self, target: State, why: str) -> None:
+        """End the job here, whatever state it is in: it was delivered, refused as stale, or given back."""
+        state = self.state
+        entry = HistoryEntry(
+            state.revision + 1, utc_now(), str(state.state), str(target), "agent", state.attempt, state.run_id, why
+        )
+        self._write(replace(state, state=target, message=why).with_entry(entry))
+        log.info("local_end", job=state.id, to=target, run=state.run_id, why=why)
+
+    def _write(self, state: JobState) -> None:
+        replace_file(self.paths.state, state.encode(), mode=0o600)
+        self._state = state
+        if state.last is not None:
+            append_line(self.paths.history, jsonio.dumps_line(state.last.encode()))

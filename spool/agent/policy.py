@@ -1,0 +1,79 @@
+"""What may run here: a job against the site's commands (docs/security.md, "What may run").
+
+Everything is refused that no rule allows. `Refused` carries the words that the submitter gets to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from spool.agent.config import AgentConfig, Command
+from spool.errors import Refused
+from spool.manifest import matches
+from spool.records import Job, JobState
+
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the runner is told: the argument vector, the variables asked for by the job, the site's environment, the limit."""
+
+    argv: tuple[str, ...]
+    job_env: Mapping[str, str]
+    site_env: Mapping[str, str]
+    wall_time_s: int | None
+
+
+def allow(config: AgentConfig, job: Job, state: JobState, work: Path) -> Order:
+    """Return what to run for `job`, or raise `Refused` saying which rule stands against it."""
+    command = config.commands.get(job.command)
+    if command is None:
+        raise Refused(f"command {job.command!r} is not allowed at site {state.site}", hint="the site's administrator decides")
+    if state.site != config.agent["site"] or job.site != state.site:
+        raise Refused(f"the job is for site {job.site}, this is {config.agent['site']}", hint="submit it to this site")
+    if command.users and state.user not in command.users:
+        raise Refused(f"user {state.user!r} may not run {job.command!r} here", hint="the site's administrator decides")
+    _check_inputs(command, state)
+    return Order(_argv(command, job), _job_env(command, job), _site_env(command, job, state, work), _limit_s(command, job))
+
+
+def _check_inputs(command: Command, state: JobState) -> None:
+    for entry in state.inputs:
+        # Solvers execute files such as abaqus_v6.env or .bashrc: these need a pattern that is written for them.
+        special = entry.path.endswith(".env") or any(part.startswith(".") for part in entry.path.split("/"))
+        patterns = tuple(item for item in command.inputs_allow if item not in ("*", "**")) if special else command.inputs_allow
+        if not matches(entry.path, patterns):
+            raise Refused(f"the input name {entry.path!r} is not allowed here", hint="the site's inputs_allow decides")
+
+
+def _argv(command: Command, job: Job) -> tuple[str, ...]:
+    if job.args and "{args}" not in command.argv:
+        raise Refused(f"{command.name!r} takes no arguments here", hint="submit without arguments")
+    for number, arg in enumerate(job.args, 1):
+        if command.args is None or not command.args.fullmatch(arg):
+            raise Refused(f"argument {number} of {command.name!r} is not allowed here", hint="the site's args pattern decides")
+    found: list[str] = []
+    for item in command.argv:
+        found.extend(job.args if item == "{args}" else (item,))
+    return tuple(found)
+
+
+def _job_env(command: Command, job: Job) -> dict[str, str]:
+    refused = sorted(set(job.env) - set(command.env_allow))
+    if refused:
+        raise Refused(f"the variables {', '.join(refused)} may not be set here", hint="the site's env_allow decides")
+    return dict(job.env)
+
+
+def _site_env(command: Command, job: Job, state: JobState, work: Path) -> dict[str, str]:
+    # From empty: nothing of the agent's own environment, and so no token or proxy password, reaches a command.
+    base = {"PATH": _PATH, "HOME": str(work), "LANG": "C.UTF-8", "MINT_SPOOL_JOB": state.id, "MINT_SPOOL_COMMAND": job.command}
+    return {**base, **command.env}
+
+
+def _limit_s(command: Command, job: Job) -> int | None:
+    limits = [limit for limit in (command.wall_time_s, job.wall_time_s) if limit is not None]
+    return min(limits) if limits else None

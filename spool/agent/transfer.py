@@ -1,0 +1,208 @@
+"""Carrying one job's files: inputs in, results out; each goes on where it was cut (docs/protocol.md, "Files").
+
+A fetched input counts once its size and SHA-256 are those that MInt froze. Constant memory: blocks of 256 KiB in, chunks read
+twice (hash, send) out, small files in tars of at most 8 MiB.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from spool import log
+from spool.agent.client import Client
+from spool.errors import DigestMismatch, OffsetMismatch, TooLarge, TransferFailed, Unreachable
+from spool.files import fsync_dir, open_beneath, parent_beneath, write_all
+from spool.manifest import hash_fd
+from spool.paths import JobPaths
+from spool.records import FileEntry
+
+SMALL_BYTES = 1 << 20
+TAR_BYTES = 8 << 20
+MANY = 4
+MIN_CHUNK_BYTES = 1 << 20
+_ZEROS = bytes(1 << 18)
+
+
+def fetch_inputs(client: Client, job_id: str, paths: JobPaths, inputs: Sequence[FileEntry]) -> None:
+    """Bring every input into `in/`, verified and durable. Safe to repeat: what is here and right is kept."""
+    paths.inputs.mkdir(mode=0o700, exist_ok=True)
+    part = paths.folder / "in.part"
+    part.mkdir(mode=0o700, exist_ok=True)
+    left = [entry for entry in sorted(inputs, key=lambda item: item.path) if not _here(paths.inputs, entry)]
+    small = {entry.path: entry for entry in left if entry.size <= SMALL_BYTES}
+    if len(small) > MANY:
+        _fetch_tar(client, job_id, paths.inputs, part, small)
+        left = [entry for entry in left if not _here(paths.inputs, entry)]
+    for entry in left:
+        _fetch_one(client, job_id, paths.inputs, part, entry)
+    for folder, _, _ in os.walk(paths.inputs):
+        fsync_dir(Path(folder))
+
+
+def _here(folder: Path, entry: FileEntry) -> bool:
+    # Files get their name in in/ only after they were verified, so the size suffices here.
+    try:
+        fd = open_beneath(folder, entry.path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.fstat(fd).st_size == entry.size
+    finally:
+        os.close(fd)
+
+
+def _fetch_tar(client: Client, job_id: str, target: Path, part: Path, wanted: dict[str, FileEntry]) -> None:
+    with client.download_tar(job_id, "", SMALL_BYTES) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive:
+                for member in archive:
+                    content = archive.extractfile(member) if member.isreg() else None
+                    entry = wanted.get(member.name)
+                    if content is None or entry is None or member.size != entry.size:
+                        continue  # what was not announced is not taken; it is fetched by itself or fails there
+                    _write_part(part, "tar", content.read())
+                    _place(target, part, "tar", entry)
+        except (tarfile.TarError, EOFError) as exc:
+            raise Unreachable(f"the tar of inputs was cut: {exc}", hint="it is tried again") from exc
+
+
+def _write_part(part: Path, name: str, data: bytes) -> None:
+    fd = os.open(part / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, data)
+    finally:
+        os.close(fd)
+
+
+def _fetch_one(client: Client, job_id: str, target: Path, part: Path, entry: FileEntry) -> None:
+    name = entry.sha256
+    for last in (False, True):
+        _download(client, job_id, part / name, entry)
+        try:
+            _place(target, part, name, entry)
+            return
+        except DigestMismatch as exc:
+            (part / name).unlink(missing_ok=True)
+            log.warning("damaged_input", job=job_id, file=entry.path, why=exc)
+            if last:
+                raise TransferFailed(f"in/{entry.path} arrived damaged twice", hint="see docs/operations.md, transfer") from exc
+
+
+def _download(client: Client, job_id: str, path: Path, entry: FileEntry) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        offset = os.fstat(fd).st_size
+        if offset > entry.size:
+            offset = 0
+        os.ftruncate(fd, offset)
+        while offset < entry.size:
+            try:
+                offset = _receive(client, job_id, fd, offset, entry)
+            except OffsetMismatch:
+                offset = 0
+                os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def _receive(client: Client, job_id: str, fd: int, offset: int, entry: FileEntry) -> int:
+    with client.download(job_id, entry.path, offset, entry.sha256) as blocks:
+        for block in blocks:
+            if block != _ZEROS[: len(block)]:
+                write_all(fd, block, offset)
+            else:
+                os.ftruncate(fd, offset + len(block))  # zeros stay a hole
+            offset += len(block)
+            if offset > entry.size:
+                raise Unreachable(f"in/{entry.path} is longer than announced", hint="it is tried again")
+    if offset < entry.size:
+        raise Unreachable(f"in/{entry.path} ended {entry.size - offset} bytes early", hint="it goes on from there")
+    return offset
+
+
+def _place(target: Path, part: Path, name: str, entry: FileEntry) -> None:
+    """Verify the finished part and give it its name in `in/`."""
+    fd = os.open(part / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        digest, size = hash_fd(fd)
+        if (digest, size) != (entry.sha256, entry.size):
+            raise DigestMismatch(f"in/{entry.path} does not have its SHA-256", hint="it is fetched again")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    with parent_beneath(target, entry.path, make=True) as (parent, last):
+        os.rename(part / name, last, dst_dir_fd=parent)
+
+
+class Sender:
+    """Sends one run's results; the chunk size shrinks where the line or a proxy does not take it."""
+
+    def __init__(self, client: Client, job_id: str, run_id: str, paths: JobPaths, chunk_bytes: int) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._run_id = run_id
+        self._paths = paths
+        self._chunk_bytes = chunk_bytes
+
+    def send(self, files: Sequence[FileEntry]) -> None:
+        """Send every file of the manifest. Safe to repeat: what the server has is not sent again."""
+        small = [entry for entry in files if entry.size <= SMALL_BYTES and entry.path.startswith("out/")]
+        if len(small) <= MANY:
+            small = []
+        for group in _groups(small):
+            self._client.upload_tar(self._job_id, self._run_id, self._tar(group))
+        done = {entry.path for entry in small}
+        for entry in files:
+            if entry.path not in done:
+                self.send_file(entry.path, entry.size)
+
+    def send_file(self, name: str, size: int) -> None:
+        """Send `name` up to `size` bytes (a log may still be growing)."""
+        offset = self._client.upload_offset(self._job_id, self._run_id, name) if size else 0
+        if offset > size:
+            return  # not what is announced: the server throws it away when it verifies, and asks again
+        with os.fdopen(open_beneath(self._paths.folder, name, os.O_RDONLY), "rb", buffering=0) as file:
+            while offset < size or size == 0:
+                length = min(self._chunk_bytes, size - offset)
+                offset = self._chunk(name, file, offset, length)
+                if size == 0:
+                    return
+
+    def _chunk(self, name: str, file: io.FileIO, offset: int, length: int) -> int:
+        try:
+            return self._client.upload(self._job_id, self._run_id, name, file, offset, length)  # type: ignore[arg-type]
+        except OffsetMismatch as exc:
+            return exc.offset
+        except (TooLarge, Unreachable):
+            if self._chunk_bytes <= MIN_CHUNK_BYTES:
+                raise
+            self._chunk_bytes = max(MIN_CHUNK_BYTES, self._chunk_bytes // 2)
+            raise
+
+    def _tar(self, group: Sequence[FileEntry]) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as archive:
+            for entry in group:
+                info = tarfile.TarInfo(entry.path[len("out/") :])
+                info.size = entry.size
+                with os.fdopen(open_beneath(self._paths.folder, entry.path, os.O_RDONLY), "rb") as file:
+                    archive.addfile(info, file)
+        return buffer.getvalue()
+
+
+def _groups(entries: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
+    group: list[FileEntry] = []
+    total = 0
+    for entry in entries:
+        if group and total + entry.size > TAR_BYTES:
+            yield group
+            group, total = [], 0
+        group.append(entry)
+        total += entry.size + 1024
+    if group:
+        yield group
+

@@ -1,0 +1,233 @@
+"""spool.ini: the configuration of the MInt side, read by the server, the push and spoolctl (etc/spool.ini shows every option).
+
+Guarantee: the file is read again when it changes, so that a new site counts without a restart.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spool import options as o
+from spool.errors import CommandNotAllowed, ConfigError, NotAllowed, SpoolError, UnknownSite
+from spool.names import check_env_name, check_site, check_user
+from spool.options import Option, Section
+
+MIB = 1024 * 1024
+
+SERVER = Section(
+    "server",
+    (
+        Option("spool", o.path, None, "the spool's folder; --spool wins over it", "/var/spool/mint-spool"),
+        Option("listen", o.text, "127.0.0.1:8082", "HOST:PORT to listen on; plain http, so loopback with nginx in front"),
+        Option("allow_http", o.boolean, False, "listen on an address other than loopback although it is plain http"),
+        Option("log", o.path, None, "file that gets the log lines; none: standard error", "/var/log/mint-spool/server.log"),
+        Option("tokens", o.path, None, "the token file; none: tokens.json in the spool", "/etc/mint-spool/tokens.json"),
+        Option("threads", o.integer(1, 512), 8, "threads for requests that do not wait"),
+        Option("max_waiters", o.integer(0, 4096), 64, "waiting syncs at a time; further ones are answered at once"),
+        Option("trusted_uids", o.words, (), "numeric uids whose drops may name another user than their own", "1001 1002"),
+        Option("drop_quiet_s", o.seconds(0.05, 86400), 60.0, "seconds without change before an unfinished drop is rejected"),
+        Option(
+            "min_free",
+            o.size,
+            64 * MIB,
+            "bytes that must stay free; below that new jobs and uploads are refused (507)",
+            "64M",
+        ),
+        Option("claim_return_s", o.seconds(1, 86400), 600.0, "seconds without contact before a claimed job is queued again"),
+        Option("max_chunk", o.size, 16 * MIB, "largest request body in bytes", "16M"),
+    ),
+    meaning="the server, and what all programs of the MInt side share",
+)
+
+SITE = Section(
+    "site",
+    (
+        Option("mode", o.choice("webapi", "ssh"), "webapi", "webapi: an agent polls; ssh: ssh_push.py pushes"),
+        Option("commands", o.words, (), "commands a job may name; * allows any (the site's own list is the law)", "ccx"),
+        Option("users", o.words, (), "users whose jobs may go there; empty: every user", "alice bob"),
+        Option("enabled", o.boolean, True, "no: new jobs are refused with a clear message, nothing is deleted"),
+        Option(
+            "give_up_after_s",
+            o.integer(1, 10**9),
+            None,
+            "seconds without contact before a job has failed: unreachable",
+            "604800",
+        ),
+        Option("slots", o.integer(1, 1000), 4, "ssh: jobs of this site in hand at a time"),
+        Option("host", o.text, "", "ssh: the Host of ssh_config, or a host name", "site-a"),
+        Option("base", o.text, "/tmp", "ssh: absolute folder at the site that gets one folder a job"),
+        Option("ssh_config", o.path, None, "ssh: file for ssh -F; none: the user's own", "~/.ssh/config"),
+        Option("kind", o.choice("open"), "open", "ssh: open = a shell and rsync, nothing installed"),
+        Option(
+            "program",
+            o.text,
+            "",
+            "ssh: the site's fixed program; the command becomes its first argument",
+            "/opt/mint/run.sh",
+        ),
+        Option("env_allow", o.words, (), "ssh: names of a job's env that are passed on; * allows all", "OMP_NUM_THREADS"),
+        Option(
+            "solver_log",
+            o.path,
+            None,
+            "ssh: file that gets a line for start, normal and abnormal end",
+            "/var/log/solver_execute.log",
+        ),
+        Option(
+            "solver_log_format",
+            o.text,
+            "",
+            "ssh: that line; {at} {event} {id} {site} {user} {workflow} {command} {reason}",
+        ),
+        Option("connect_timeout_s", o.integer(1, 600), 15, "ssh: seconds to wait for a connection"),
+        Option("keep_days", o.integer(0, 3650), 30, "ssh: days a delivered job's folder stays at the site"),
+    ),
+    titled=True,
+    meaning="one external computer",
+)
+
+SECTIONS = (SERVER, SITE)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One ``[site NAME]``; attributes are the options of the table `SITE`."""
+
+    name: str
+    mode: str
+    commands: tuple[str, ...]
+    users: tuple[str, ...]
+    enabled: bool
+    give_up_after_s: int | None
+    slots: int
+    host: str
+    base: str
+    ssh_config: Path | None
+    kind: str
+    program: str
+    env_allow: tuple[str, ...]
+    solver_log: Path | None
+    solver_log_format: str
+    connect_timeout_s: int
+    keep_days: int
+
+    def check_user(self, user: str) -> None:
+        """Raise `NotAllowed` unless jobs of `user` may go to this site."""
+        if self.users and user not in self.users:
+            raise NotAllowed(
+                f"user {user!r} may not use site {self.name!r}",
+                hint=f"an operator adds the user to [site {self.name}] users",
+            )
+
+    def check_command(self, command: str) -> None:
+        """Raise `CommandNotAllowed` unless the site's list has `command`."""
+        if "*" not in self.commands and command not in self.commands:
+            raise CommandNotAllowed(
+                f"command {command!r} is not registered for site {self.name!r}",
+                hint=f"registered: {' '.join(self.commands) or 'none'}; an operator edits [site {self.name}] commands",
+            )
+
+
+@dataclass(frozen=True)
+class SpoolConfig:
+    """All of spool.ini. `server` holds the values of the table `SERVER` by name."""
+
+    server: dict[str, Any]
+    sites: dict[str, Site] = field(default_factory=dict)
+    source: Path | None = None
+
+    def site(self, name: str) -> Site:
+        """Return the site; `UnknownSite` where there is none of that name, `NotAllowed` where it is disabled."""
+        found = self.sites.get(name)
+        if found is None:
+            known = ", ".join(self.sites) or "none"
+            where = self.source or "spool.ini"
+            raise UnknownSite(f"site {name!r} is not known here", hint=f"known: {known}; an operator adds it to {where}")
+        if not found.enabled:
+            raise NotAllowed(f"site {name!r} is disabled", hint="an operator sets enabled = yes when it is back")
+        return found
+
+
+def default_config() -> SpoolConfig:
+    """Return what holds without any file: the defaults and no site."""
+    return SpoolConfig({option.name: option.default for option in SERVER.options})
+
+
+def read_config(path: Path) -> SpoolConfig:
+    """Read spool.ini; raise `ConfigError` naming the place of whatever is wrong."""
+    ini = o.read_ini(path, SECTIONS)
+    server = dict(ini.one("server"))
+    for uid in server["trusted_uids"]:
+        if not uid.isdecimal():
+            raise ConfigError(f"{path}: [server] trusted_uids: {uid!r} is not a numeric uid", hint="see: id -u USER")
+    server["trusted_uids"] = tuple(int(uid) for uid in server["trusted_uids"])
+    return SpoolConfig(server, {name: _site(name, dict(values), path) for name, values in ini.titled("site").items()}, path)
+
+
+def _site(name: str, values: dict[str, Any], path: Path) -> Site:
+    try:
+        check_site(name)
+        for user in values["users"]:
+            check_user(user)
+        for variable in values["env_allow"]:
+            if variable != "*":
+                check_env_name(variable)
+    except SpoolError as exc:
+        raise ConfigError(f"{path}: [site {name}]: {exc.message}", hint=exc.hint) from exc
+    if values["mode"] == "ssh" and (not values["host"] or values["host"].startswith("-")):
+        raise ConfigError(f"{path}: [site {name}] needs host", hint="a Host of ssh_config, or a host name")
+    if values["mode"] == "ssh" and not values["base"].startswith("/"):
+        raise ConfigError(f"{path}: [site {name}] base must be an absolute path", hint="such as /var/tmp/mint-spool")
+    return Site(name=name, **values)
+
+
+class LiveConfig:
+    """spool.ini, read again whenever the file changes. Threads may share one.
+
+    A file that has become wrong or unreadable leaves the last good values in force; `problem` then says why, so that a slip
+    of an editor does not stop what runs.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._seen = _signature(path)
+        self._config = read_config(path) if path else default_config()
+        self.problem = ""
+
+    @property
+    def path(self) -> Path | None:
+        """The file, or none."""
+        return self._path
+
+    def get(self) -> SpoolConfig:
+        """Return the configuration as the file stands."""
+        seen = _signature(self._path)
+        with self._lock:
+            if self._path is not None and seen != self._seen:
+                self._seen = seen
+                try:
+                    self._config, self.problem = read_config(self._path), ""
+                except ConfigError as exc:
+                    self.problem = f"{exc.message} ({exc.hint})"
+            return self._config
+
+
+def _signature(path: Path | None) -> tuple[int, int, int] | None:
+    try:
+        info = path.stat() if path else None
+    except OSError:
+        return None
+    return (info.st_ino, info.st_size, info.st_mtime_ns) if info else None
+
+
+def find_config(given: Path | None, spool: Path | None) -> Path | None:
+    """Return the file to read: the one given, else spool.ini in the spool (a link that the server leaves there), else none."""
+    if given is not None:
+        return given.absolute()
+    if spool is not None and (spool / "spool.ini").exists():
+        return spool / "spool.ini"
+    return None

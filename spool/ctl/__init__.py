@@ -1,0 +1,1 @@
+"""What tools/spoolctl is made of: the command line of module authors and operators."""

@@ -1,0 +1,258 @@
+"""The one place that writes files, and that opens a name from outside beneath a folder.
+
+Order of a replace: a temporary file in the same directory (`O_EXCL|O_NOFOLLOW`), write all, fsync, close, rename, fsync the
+directory. A reader sees the old bytes or the new ones, never a mixture, and what was acknowledged survives a power
+cut (docs/format.md, "Writing order"; rename(2), fsync(2)).
+
+Every function lets `OSError` through; `spool.errors.from_os_error` turns it into a word for a person.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from spool.errors import InvalidName, InvalidRecord
+from spool.names import check_name
+
+SHARED_FILE = 0o660
+COPY_BYTES = 1 << 20
+_FICLONE = 0x40049409
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_file(path: Path, data: bytes, *, mode: int = SHARED_FILE) -> None:
+    """Set the whole content of `path` to `data`, atomically and durably. Safe to repeat.
+
+    `mode` is narrowed by the umask. On any failure the temporary file is removed and the old content stays; a failed
+    fsync is never retried on the same file, because the kernel may have dropped the pages (fsync(2)).
+    """
+    temp = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
+    try:
+        write_new(temp, data, mode=mode)
+        os.rename(temp, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temp)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_new(path: Path, data: bytes, *, mode: int = SHARED_FILE) -> None:
+    """Create `path` with `data` and fsync it; `FileExistsError` where it exists. The directory is not synced."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
+    """Write all of `data` at the file's position, or at `offset` (bytes) with pwrite(2); a short write goes on."""
+    view = memoryview(data)
+    while view:
+        count = os.write(fd, view) if offset is None else os.pwrite(fd, view, offset)
+        view = view[count:]
+        offset = None if offset is None else offset + count
+
+
+def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
+    """Append one line with one write(2). A line torn by a crash is closed off first, so it spoils only itself."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, SHARED_FILE)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        write_all(fd, line)
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def last_line(path: Path) -> bytes:
+    """Return the last complete line of `path` (of its last 64 KiB), or ``b""`` where there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        size = os.fstat(fd).st_size
+        tail = os.pread(fd, 65536, max(0, size - 65536))
+    finally:
+        os.close(fd)
+    complete = tail[: tail.rfind(b"\n")]
+    return complete[complete.rfind(b"\n") + 1 :]
+
+
+def read_record(path: Path, limit_bytes: int) -> bytes:
+    """Return all of a small regular file without following a link; `InvalidRecord` where it is larger or not a file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise InvalidRecord(f"{path.name} is a symbolic link", hint="put the file itself there") from exc
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InvalidRecord(f"{path.name} is not a regular file", hint="put a regular file there")
+        chunks, left = [], limit_bytes + 1
+        while left and (chunk := os.read(fd, min(left, COPY_BYTES))):
+            chunks.append(chunk)
+            left -= len(chunk)
+    finally:
+        os.close(fd)
+    if not left:
+        raise InvalidRecord(f"{path.name} is larger than {limit_bytes} bytes", hint="it is meant to be small")
+    return b"".join(chunks)
+
+
+@contextlib.contextmanager
+def parent_beneath(folder: Path, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield (descriptor of the directory that holds `name`, last part of `name`), never having followed a link.
+
+    `name` is a file name from outside, relative to `folder`. With `make` missing directories are made (and their parents
+    synced). Raises `InvalidName` where the name or something on its way is not allowed, `FileNotFoundError`
+    where a directory is missing. Use the descriptor with `dir_fd=` and `O_NOFOLLOW`.
+    """
+    parts = check_name(name).split("/")
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            below = _step(fd, part, name, make=make)
+            os.close(fd)
+            fd = below
+        yield fd, parts[-1]
+    finally:
+        os.close(fd)
+
+
+def _step(fd: int, part: str, name: str, *, make: bool) -> int:
+    if make:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, 0o770, dir_fd=fd)
+            os.fsync(fd)
+    try:
+        return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise InvalidName(f"a folder of {name!r} is a link or a file", hint="use real folders") from exc
+        raise
+
+
+def open_beneath(folder: Path, name: str, flags: int, *, make: bool = False) -> int:
+    """Open the file `name` from outside beneath `folder` and return its descriptor; links are never followed.
+
+    `InvalidName` where it is a link or not a regular file, `FileNotFoundError` where it is missing.
+    """
+    with parent_beneath(folder, name, make=make) as (parent, last):
+        try:
+            fd = os.open(last, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, SHARED_FILE, dir_fd=parent)
+        except OSError as exc:
+            if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise InvalidName(f"{name!r} is not a regular file", hint="links and devices are not carried") from exc
+            raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidName(f"{name!r} is not a regular file", hint="links and devices are not carried")
+    return fd
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every regular file and directory below `folder` durable; links are not followed."""
+    for _, _, names, dir_fd in os.fwalk(folder, follow_symlinks=False):
+        for name in names:
+            _sync_at(name, dir_fd)
+        os.fsync(dir_fd)
+
+
+def _sync_at(name: str, dir_fd: int) -> None:
+    if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        return
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def copy_file(source_fd: int, target: Path | str, *, dir_fd: int | None = None) -> None:
+    """Copy an open file to the new file `target`: shared blocks where the file system can, holes kept, else bytes."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(target, flags, SHARED_FILE, dir_fd=dir_fd)
+    try:
+        try:
+            fcntl.ioctl(fd, _FICLONE, source_fd)
+        except OSError:
+            _copy_data(source_fd, fd)
+    finally:
+        os.close(fd)
+
+
+def _copy_data(source_fd: int, target_fd: int) -> None:
+    size, offset = os.fstat(source_fd).st_size, 0
+    os.ftruncate(target_fd, size)
+    while offset < size:
+        try:
+            offset = os.lseek(source_fd, offset, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # nothing but a hole from here on
+                return
+            raise
+        end = os.lseek(source_fd, offset, os.SEEK_HOLE)
+        while offset < end and (chunk := os.pread(source_fd, min(COPY_BYTES, end - offset), offset)):
+            write_all(target_fd, chunk, offset)
+            offset += len(chunk)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy the regular files and folders of `source` to the new folder `target`; links and devices are left behind.
+
+    Nothing is followed on the way, so whoever owns `source` cannot point the copy elsewhere while it runs.
+    """
+    os.mkdir(target, 0o770)
+    for path, dirs, names, dir_fd in os.fwalk(source, follow_symlinks=False):
+        below = target / Path(path).relative_to(source)
+        for name in dirs:
+            if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+                os.mkdir(below / name, 0o770)
+        for name in names:
+            _copy_at(name, dir_fd, below / name)
+
+
+def _copy_at(name: str, dir_fd: int, target: Path) -> None:
+    if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        return
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        copy_file(fd, target)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of ours with all it holds; nothing where it is gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes an unprivileged writer can still store on the file system of `folder`."""
+    info = os.statvfs(folder)
+    return info.f_bavail * info.f_frsize

@@ -1,0 +1,242 @@
+"""Files on their way into a job folder, in chunks that may be repeated (docs/format.md, "incoming").
+
+One `Incoming` is one folder, `incoming/RUN_ID/`: `files/` holds the bytes, `offsets/` one small record per file that is
+appended to; each append locks the very file it writes. A chunk is written at the declared offset,
+synced, and only then is the offset recorded; after a crash the file is cut back to the recorded offset. Nothing here
+counts as a result before `spool.results` has verified it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from spool import jsonio
+from spool.errors import DigestMismatch, InvalidRequest, OffsetMismatch
+from spool.fields import Fields
+from spool.files import COPY_BYTES, fsync_dir, open_beneath, parent_beneath, read_record, write_all
+from spool.manifest import hash_fd
+from spool.records import FileEntry
+
+_MAX_DIGESTS = 20000
+_ZEROS = bytes(COPY_BYTES)
+
+
+class Digests:
+    """SHA-256 of what was appended so far, kept in memory so that a finished file need not be read again.
+
+    A cache: what is not in it is computed from the disk. Threads may share one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, tuple[int, hashlib._Hash]] = OrderedDict()
+
+    def at(self, path: str, offset: int) -> hashlib._Hash | None:
+        """Return a copy of the digest of the first `offset` bytes, or None where it is not known."""
+        with self._lock:
+            size, digest = self._known.get(path, (-1, None))
+        if offset == 0:
+            return hashlib.sha256()
+        return digest.copy() if digest is not None and size == offset else None
+
+    def keep(self, path: str, offset: int, digest: hashlib._Hash | None) -> None:
+        """Remember the digest of the first `offset` bytes."""
+        with self._lock:
+            self._known.pop(path, None)
+            if digest is not None:
+                self._known[path] = (offset, digest)
+            if len(self._known) > _MAX_DIGESTS:
+                self._known.popitem(last=False)
+
+
+class Incoming:
+    """The files of one run on their way in. `folder` is made on first use."""
+
+    def __init__(self, folder: Path, digests: Digests | None = None) -> None:
+        self._folder = folder
+        self._digests = digests or Digests()
+        self.files = folder / "files"
+        self._offsets = folder / "offsets"
+
+    def prepare(self) -> None:
+        """Make the folders. Safe to repeat."""
+        for folder in (self._folder.parent, self._folder, self.files, self._offsets):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o770)
+                fsync_dir(folder.parent)
+
+    def offset(self, name: str) -> int:
+        """Return how many bytes of `name` are here for good; 0 where nothing is."""
+        try:
+            with parent_beneath(self._offsets, name) as (parent, last):
+                recorded = _read_offset(parent, last)
+            if recorded is not None:
+                return recorded
+            fd = open_beneath(self.files, name, os.O_RDONLY)
+        except FileNotFoundError:
+            return 0
+        try:
+            return os.fstat(fd).st_size  # put whole, by rename
+        finally:
+            os.close(fd)
+
+    def append(self, name: str, offset: int, stream: BinaryIO, length: int, *, sha256: str = "") -> int:
+        """Append `length` bytes of `stream` at `offset`; return the new offset, which is durable then.
+
+        `sha256` (hex) of the chunk is checked before the offset counts. Raises `OffsetMismatch` with the true offset where
+        another is here, `DigestMismatch` or `InvalidRequest` where the chunk is damaged or short: nothing of it counts.
+        """
+        self.prepare()
+        with parent_beneath(self._offsets, name, make=True) as (parent, last), self._locked_file(name) as fd:
+            here = _recorded(fd, parent, last)
+            if offset != here:
+                raise OffsetMismatch(f"{here} bytes of {name!r} are here, not {offset}", offset=here, hint="go on from there")
+            os.ftruncate(fd, here)
+            key = f"{self._folder}\0{name}"
+            whole = self._digests.at(key, here)
+            try:
+                _receive(fd, here, stream, length, sha256, whole)
+                os.fsync(fd)
+            except BaseException:
+                os.ftruncate(fd, here)
+                raise
+            _write_offset(parent, last, here + length)
+            self._digests.keep(key, here + length, whole)
+            return here + length
+
+    @contextlib.contextmanager
+    def _locked_file(self, name: str) -> Iterator[int]:
+        fd = open_beneath(self.files, name, os.O_RDWR | os.O_CREAT, make=True)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink == 0:
+                raise OffsetMismatch(f"{name!r} was started afresh meanwhile", offset=0, hint="go on from 0")
+            yield fd
+        finally:
+            os.close(fd)
+
+    def restart(self, name: str) -> None:
+        """Throw away what is here of `name`, whose bytes turned out wrong."""
+        with contextlib.suppress(FileNotFoundError), parent_beneath(self._offsets, name) as (parent, last):
+            os.unlink(last, dir_fd=parent)
+        with contextlib.suppress(FileNotFoundError), parent_beneath(self.files, name) as (parent, last):
+            os.unlink(last, dir_fd=parent)
+        self._digests.keep(f"{self._folder}\0{name}", 0, None)
+
+    def put_group(self, members: Iterator[tuple[str, BinaryIO, int]]) -> int:
+        """Put many whole files (name, stream, size in bytes) as a group; return how many.
+
+        Each appears by rename after all of the group were synced, so a crash leaves whole files or none of them.
+        """
+        self.prepare()
+        written: list[tuple[str, str]] = []
+        try:
+            for name, stream, size in members:
+                written.append((name, self._write_aside(name, stream, size)))
+            for _, temp in written:
+                _sync_path(self._folder / temp)
+            for name, temp in written:
+                self._place(name, temp)
+        finally:
+            for _, temp in written:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._folder / temp)
+        for folder, _, _ in os.walk(self.files):
+            fsync_dir(Path(folder))
+        return len(written)
+
+    def _write_aside(self, name: str, stream: BinaryIO, size: int) -> str:
+        temp = f"put.{secrets.token_hex(8)}"
+        fd = os.open(self._folder / temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
+        digest = hashlib.sha256()
+        try:
+            _receive(fd, 0, stream, size, "", digest)
+        except BaseException:
+            os.unlink(self._folder / temp)
+            raise
+        finally:
+            os.close(fd)
+        self._digests.keep(f"{self._folder}\0{name}", size, digest)
+        return temp
+
+    def _place(self, name: str, temp: str) -> None:
+        with contextlib.suppress(FileNotFoundError), parent_beneath(self._offsets, name) as (parent, last):
+            os.unlink(last, dir_fd=parent)
+        with parent_beneath(self.files, name, make=True) as (parent, last):
+            os.rename(self._folder / temp, last, dst_dir_fd=parent)
+
+    def entry(self, name: str) -> FileEntry:
+        """Return size and SHA-256 of what is here of `name`; `FileNotFoundError` where nothing is."""
+        fd = open_beneath(self.files, name, os.O_RDONLY)
+        try:
+            size = os.fstat(fd).st_size
+            known = self._digests.at(f"{self._folder}\0{name}", size)
+            digest = known.hexdigest() if known is not None else hash_fd(fd)[0]
+        finally:
+            os.close(fd)
+        return FileEntry(name, size, digest)
+
+
+def _receive(fd: int, offset: int, stream: BinaryIO, length: int, sha256: str, whole: hashlib._Hash | None) -> None:
+    chunk_digest, left = hashlib.sha256(), length
+    while left:
+        block = stream.read(min(left, COPY_BYTES))
+        if not block:
+            raise InvalidRequest(f"the body ended {left} bytes early", hint="send it again")
+        if block != _ZEROS[: len(block)]:  # zeros stay a hole: sparse files arrive sparse
+            write_all(fd, block, offset)
+        chunk_digest.update(block)
+        if whole is not None:
+            whole.update(block)
+        offset, left = offset + len(block), left - len(block)
+    os.ftruncate(fd, offset)
+    if sha256 and chunk_digest.hexdigest() != sha256:
+        raise DigestMismatch("the chunk does not have the announced SHA-256", hint="it was damaged on its way: send it again")
+
+
+def _recorded(fd: int, parent: int, last: str) -> int:
+    """Return the offset that counts, under the file's lock; a record is made before the first byte is written."""
+    here = _read_offset(parent, last)
+    if here is None:
+        here = os.fstat(fd).st_size  # 0: new, or a crash came before the record; else put whole, by rename
+        if here == 0:
+            _write_offset(parent, last, 0)
+    return here
+
+
+def _read_offset(parent: int, last: str) -> int | None:
+    path = Path(f"/proc/self/fd/{parent}/{last}")
+    try:
+        data = read_record(path, 4096)
+    except FileNotFoundError:
+        return None
+    return Fields(jsonio.loads(data, "offset record"), "offset record").integer("offset", low=0)
+
+
+def _write_offset(parent: int, last: str, offset: int) -> None:
+    temp = f".{secrets.token_hex(8)}.tmp"
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660, dir_fd=parent)
+    try:
+        write_all(fd, jsonio.dumps_line({"offset": offset}))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temp, last, src_dir_fd=parent, dst_dir_fd=parent)
+    os.fsync(parent)
+
+
+def _sync_path(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""What the bottle application of spool_server.py is made of."""

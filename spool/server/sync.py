@@ -1,0 +1,271 @@
+"""POST /v1/sync: the one call of an agent's loop (docs/protocol.md, "sync").
+
+The agent says what it has; it is told what is wanted of each job, and gets new ones up to its room. One reconciling call
+replaces a claim/acknowledge protocol: an answer that was lost is simply told again at the next sync.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spool import jsonio, log
+from spool.config import LiveConfig
+from spool.creation import identity
+from spool.errors import Conflict, InvalidRequest, NotFound, SpoolError, StaleRun
+from spool.fields import Fields
+from spool.files import replace_file
+from spool.instants import utc_now
+from spool.names import check_id, check_site, check_user
+from spool.records import JobState
+from spool.server.auth import Asker
+from spool.server.wakeups import Waiter, Wakeups
+from spool.states import FINAL, Reason, State
+from spool.store import Store
+
+MAX_WAIT_S = 25.0
+MAX_ROOM = 1000
+RECHECK_S = 1.0
+CONTACT_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """One job as the agent reports it."""
+
+    id: str
+    run_id: str
+    state: str
+    ready: bool
+    exit_code: int | None
+
+    @classmethod
+    def parse(cls, value: Any) -> Held:
+        """Read one entry of ``jobs``."""
+        if not isinstance(value, dict):
+            raise InvalidRequest("jobs must list objects", hint="see docs/protocol.md, sync")
+        fields = Fields(value, "sync: jobs")
+        return cls(
+            check_id(fields.string("id")),
+            check_id(fields.string("run_id")),
+            fields.string("state"),
+            fields.boolean("ready", False),
+            fields.optional_integer("exit_code"),
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sync request."""
+
+    site: str
+    agent: str
+    generation: int
+    seq: int
+    room: int
+    wait_s: float
+    version: str
+    jobs: tuple[Held, ...]
+
+    @classmethod
+    def parse(cls, body: bytes) -> Request:
+        """Read and check the body."""
+        fields = Fields(jsonio.loads(body, "sync"), "sync")
+        return cls(
+            site=check_site(fields.string("site")),
+            agent=check_user(fields.string("agent")),
+            generation=fields.integer("generation", 0, low=0),
+            seq=fields.integer("seq", 0, low=0),
+            room=min(MAX_ROOM, fields.integer("room", 0, low=0)),
+            wait_s=min(MAX_WAIT_S, float(fields.integer("wait_s", 0, low=0))),
+            version=fields.string("version", ""),
+            jobs=tuple(Held.parse(value) for value in fields.list("jobs")),
+        )
+
+
+class Contacts:
+    """When each agent was last heard of, by this server's monotonic clock alone, and the order of its syncs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, str], tuple[float, tuple[int, int]]] = {}
+        self._written: dict[str, float] = {}
+        self.started = time.monotonic()
+
+    def note(self, request: Request) -> bool:
+        """Note a contact; return False for a sync that was overtaken by a newer one of the same agent on its way here."""
+        key, order = (request.site, request.agent), (request.generation, request.seq)
+        with self._lock:
+            _, newest = self._seen.get(key, (0.0, (-1, -1)))
+            self._seen[key] = (time.monotonic(), max(order, newest))
+        self._write(request)
+        return order >= newest
+
+    def silent_s(self, site: str, agent: str) -> float:
+        """Return for how many observed seconds the agent was not heard of (since this server's start, if never)."""
+        with self._lock:
+            at, _ = self._seen.get((site, agent), (self.started, (0, 0)))
+        return time.monotonic() - at
+
+    def known(self) -> dict[tuple[str, str], float]:
+        """Return (site, agent) -> seconds since its last contact."""
+        with self._lock:
+            return {key: time.monotonic() - at for key, (at, _) in self._seen.items()}
+
+    def _write(self, request: Request) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if now - self._written.get(request.site, -CONTACT_EVERY_S) < CONTACT_EVERY_S:
+                return
+            self._written[request.site] = now
+        value = {"format": 1, "site": request.site, "agent": request.agent, "at": utc_now(), "version": request.version}
+        try:
+            replace_file(self._store.paths.site(request.site), jsonio.dumps(value))
+        except OSError as exc:  # derived: the sync itself goes on
+            log.warning("contact_not_written", site=request.site, why=exc)
+
+
+class Sync:
+    """Answers syncs over one store."""
+
+    def __init__(self, store: Store, config: LiveConfig, wakeups: Wakeups, contacts: Contacts) -> None:
+        self._store = store
+        self._config = config
+        self._wakeups = wakeups
+        self._contacts = contacts
+        store.listen(lambda state: wakeups.notify(state.site))
+
+    def answer(self, asker: Asker, body: bytes) -> dict[str, Any]:
+        """Answer one sync; waits up to its `wait_s` where there is nothing to tell."""
+        request = Request.parse(body)
+        asker.need("agent")
+        asker.need_site(request.site)
+        request = self._within_site(request)
+        current = self._contacts.note(request)
+        jobs = [self._tell(asker, request, held) for held in request.jobs]
+        if current:
+            jobs += self._unlisted(asker, request)
+            jobs += self._claim(asker, request, len(jobs) - len(request.jobs))
+        if not self._worth_telling(jobs) and request.wait_s > 0 and current:
+            jobs = self._wait(asker, request, jobs)
+        return {"epoch": identity(self._store.paths)[1], "now": utc_now(), "jobs": jobs}
+
+    def _within_site(self, request: Request) -> Request:
+        """Return the request as its site allows: a disabled site brings home what it has and gets nothing new."""
+        sites = self._config.get().sites
+        if request.site in sites and not sites[request.site].enabled:
+            return replace(request, room=0)
+        if sites:
+            self._config.get().site(request.site)
+        return request
+
+    @staticmethod
+    def _worth_telling(jobs: list[dict[str, Any]]) -> bool:
+        return any(job["want"] not in ("run", "keep", "return") for job in jobs)
+
+    def _wait(self, asker: Asker, request: Request, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        paths = self._store.paths
+        folders = [paths.job(held.id).folder for held in request.jobs]
+        if request.room:
+            folders += [paths.queue / request.site, paths.queue_of(request.site, asker.user)]
+        waiter = self._wakeups.enter(request.agent, request.site, folders)
+        if waiter is None:
+            return jobs
+        try:
+            return self._wait_until(asker, request, waiter, jobs)
+        finally:
+            self._wakeups.leave(waiter)
+
+    def _wait_until(self, asker: Asker, request: Request, waiter: Waiter, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + request.wait_s
+        while not self._worth_telling(jobs):
+            left = deadline - time.monotonic()
+            if left <= 0 or waiter.superseded:
+                break
+            # What came between the first look and the registration, or in the tick of a look, is found by looking again.
+            jobs = [self._tell(asker, request, held) for held in request.jobs] + self._claim(asker, request, 0)
+            if not self._worth_telling(jobs):
+                waiter.wait(min(left, RECHECK_S))
+        return jobs
+
+    def _claim(self, asker: Asker, request: Request, taken: int) -> list[dict[str, Any]]:
+        room = request.room - taken
+        states = self._store.claim(request.site, [asker.user], agent=request.agent, room=room)
+        return [_told(state, "fetch") for state in states]
+
+    def _unlisted(self, asker: Asker, request: Request) -> list[dict[str, Any]]:
+        """Judge the jobs that are this agent's but that it did not list: claimed ones are told again, started ones are lost."""
+        listed = {held.id for held in request.jobs}
+        told = []
+        for job_id in self._store.queue.active(request.site, request.agent):
+            if job_id in listed:
+                continue
+            state = self._own(asker, request, job_id)
+            if state is None:
+                self._drop_active(request, job_id)
+            elif state.state == State.CLAIMED:
+                told.append(_told(state, "fetch"))
+            else:
+                message = "the agent no longer has this job, which it may have started"
+                self._store.fail(job_id, state.run_id, by=request.agent, reason=Reason.LOST.value, message=message)
+        return told
+
+    def _drop_active(self, request: Request, job_id: str) -> None:
+        with self._store.locks.hold(job_id):
+            try:
+                state = self._store.state(job_id)
+            except NotFound:
+                state = None
+            if state is None or state.agent != request.agent or state.state in FINAL:
+                self._store.queue.remove_active(request.site, request.agent, job_id)
+
+    def _own(self, asker: Asker, request: Request, job_id: str) -> JobState | None:
+        try:
+            state = self._store.state(job_id)
+        except NotFound:
+            return None
+        mine = state.agent == request.agent and state.site == request.site and state.user == asker.user
+        return state if mine and state.state not in FINAL else None
+
+    def _tell(self, asker: Asker, request: Request, held: Held) -> dict[str, Any]:
+        """Return what is wanted of a job that the agent has."""
+        try:
+            state = self._store.state(held.id)
+            asker.need_agent(state)
+        except SpoolError as exc:
+            # After a restore the server may know less than the agent: the agent keeps the job, an operator decides.
+            log.warning("unknown_job", job=held.id, run=held.run_id, site=request.site, agent=request.agent, why=exc)
+            return {"id": held.id, "run_id": held.run_id, "want": "keep", "state": "unknown"}
+        if state.run_id != held.run_id:
+            want = "cancel" if held.state == "running" else "forget"
+            return {"id": held.id, "run_id": held.run_id, "want": want, "state": "stale"}
+        try:
+            return self._judge(state, held)
+        except (StaleRun, Conflict):  # it changed under our hands: the next sync tells
+            return _told(state, "run")
+
+    def _judge(self, state: JobState, held: Held) -> dict[str, Any]:
+        if state.state in FINAL:
+            return _told(state, self._after_end(state, held))
+        if state.state == State.CLAIMED and not held.ready:
+            return _told(state, "fetch")
+        if held.state == "returning" and state.state == State.RUNNING:
+            state = self._store.returning(state.id, held.run_id, by=state.agent, exit_code=held.exit_code)
+        if state.state == State.RETURNING:
+            return _told(state, "return")
+        if state.state == State.CLAIMED or held.state == "claimed":
+            return _told(self._store.start(state.id, held.run_id, by=state.agent), "start")
+        return _told(state, "cancel" if state.cancel_requested_at else "run")
+
+    @staticmethod
+    def _after_end(state: JobState, held: Held) -> str:
+        if held.state == "running":
+            return "cancel" if state.state == State.CANCELED else "run"
+        return "forget"
+
+
+def _told(state: JobState, want: str) -> dict[str, Any]:
+    return {"id": state.id, "run_id": state.run_id, "attempt": state.attempt, "want": want, "state": str(state.state)}

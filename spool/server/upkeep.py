@@ -1,0 +1,110 @@
+"""What the server does between requests: take in drops, give back what was never started, expire what is due."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from spool import log
+from spool.config import LiveConfig
+from spool.drops import Drops, may_accept
+from spool.errors import NotFound, SpoolError
+from spool.records import JobState
+from spool.server.sync import Contacts
+from spool.states import Reason, State
+from spool.store import Store
+
+DROP_EVERY_S = 0.05
+CONTACT_EVERY_S = 5.0
+EXPIRY_EVERY_S = 30.0
+
+
+class Upkeep:
+    """A thread that looks after the spool while the server runs. One bad job never stops the round."""
+
+    def __init__(self, store: Store, config: LiveConfig, contacts: Contacts) -> None:
+        self._store = store
+        self._config = config
+        self._contacts = contacts
+        self._drops = Drops(store)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._next_contact = self._next_expiry = 0.0
+        self._problem = ""
+
+    def start(self) -> None:
+        """Start the rounds."""
+        if not may_accept(self._store.paths):
+            log.warning(
+                "not_the_owner",
+                why="drops are accepted only by the uid that owns spool.json",
+                spool=self._store.paths.root,
+            )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the round and what is under way."""
+        self._stop.set()
+        self._thread.join()
+        self._drops.close()
+
+    def _run(self) -> None:
+        accepting = may_accept(self._store.paths)
+        while not self._stop.wait(DROP_EVERY_S):
+            try:
+                self._round(accepting)
+            except (SpoolError, OSError) as exc:
+                log.error("upkeep_failed", why=exc)
+            except Exception:  # outermost frame of the thread: a defect, but the server goes on
+                log.error("upkeep_failed", trace=True)
+
+    def _round(self, accepting: bool) -> None:
+        config = self._config.get()
+        if self._config.problem != self._problem:
+            self._problem = self._config.problem
+            log.warning("configuration", why=self._problem or "good again")
+        if accepting:
+            self._drops.scan(config)
+        now = time.monotonic()
+        if now >= self._next_contact:
+            self._next_contact = now + CONTACT_EVERY_S
+            self._look_at_silent_agents()
+        if now >= self._next_expiry:
+            self._next_expiry = now + EXPIRY_EVERY_S
+            self._expire()
+
+    def _look_at_silent_agents(self) -> None:
+        sites = self._config.get().sites
+        for site in self._store.queue.active_sites():
+            if site in sites and sites[site].mode == "ssh":
+                continue  # the push looks after its own
+            for agent in self._store.queue.agents(site):
+                for job_id in self._store.queue.active(site, agent):
+                    self._judge_silence(job_id, self._contacts.silent_s(site, agent))
+
+    def _judge_silence(self, job_id: str, silent_s: float) -> None:
+        try:
+            state = self._store.state(job_id)
+            if state.state == State.CLAIMED and silent_s > self._config.get().server["claim_return_s"]:
+                self._store.give_back(job_id, state.run_id, by="server", why=f"no contact with {state.agent}")
+            limit_s = self._limit_s(state)
+            if state.state in (State.RUNNING, State.HELD, State.RETURNING) and limit_s and silent_s > limit_s:
+                message = f"no contact with {state.agent} for {silent_s:.0f} s"
+                self._store.fail(job_id, state.run_id, by="server", reason=Reason.UNREACHABLE.value, message=message)
+        except NotFound:
+            return
+        except SpoolError as exc:
+            log.warning("upkeep_job", job=job_id, why=exc)
+
+    def _limit_s(self, state: JobState) -> int | None:
+        site = self._config.get().sites.get(state.site)
+        return self._store.job(state.id).give_up_after_s or (site.give_up_after_s if site else None)
+
+    def _expire(self) -> None:
+        for site in self._store.queue.sites():
+            for entry in self._store.queue.waiting(site, self._store.queue.users(site)):
+                try:
+                    if self._store.state(entry.job_id).expires_at:
+                        self._store.expire(entry.job_id)
+                except SpoolError as exc:
+                    log.debug("expiry", job=entry.job_id, why=exc)

@@ -1,0 +1,350 @@
+"""The jobs of one spool: reading them, and every change of state (docs/format.md, "States" and "Writing order").
+
+Each change is one lock hold: read again, judge, write the indexes and `state.json` in the order that lets the indexes list too
+much but never too little, then the history and the journal. `SpoolError`s say what a caller did wrong; the record of
+a job that cannot be read is moved to `corrupt/` and never stops the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+from spool import journal, jsonio, log
+from spool.creation import open_spool
+from spool.errors import Conflict, InvalidRecord, NotFound, StaleRun
+from spool.files import append_line, fsync_dir, last_line, read_record, replace_file
+from spool.instants import to_epoch, utc_now
+from spool.locks import JobLocks
+from spool.names import check_id, is_id, new_id
+from spool.paths import JobPaths, SpoolPaths
+from spool.queue import Entry, Queue, make_key
+from spool.records import JOB_LIMIT_BYTES, HistoryEntry, Job, JobState, Result
+from spool.states import FINAL, WITH_SITE, State, check_transition
+
+Listener = Callable[[JobState], None]
+
+
+class Store:
+    """One spool, opened. Threads and processes may share a spool; each process has a `Store` of its own."""
+
+    def __init__(self, paths: SpoolPaths) -> None:
+        self.paths = paths
+        self.locks = JobLocks(paths.locks)
+        self.queue = Queue(paths)
+        self._listeners: list[Listener] = []
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool = False) -> Store:
+        """Open the spool at `root`, with `create` making one of an empty folder; errors as `open_spool`."""
+        return cls(open_spool(root, create=create))
+
+    def listen(self, listener: Listener) -> None:
+        """Have `listener` called with the new state after each change made through this object."""
+        self._listeners.append(listener)
+
+    # Reading
+
+    def ids(self) -> Iterator[str]:
+        """Yield the id of every accepted job, in no order."""
+        with os.scandir(self.paths.jobs) as entries:
+            yield from (entry.name for entry in entries if is_id(entry.name))
+
+    def state(self, job_id: str) -> JobState:
+        """Return where the job stands. `NotFound` where there is none; an unreadable record is moved to `corrupt/`."""
+        paths = self.paths.job(check_id(job_id))
+        try:
+            state = JobState.parse(read_record(paths.state, jsonio.MAX_BYTES))
+            if state.id != job_id:
+                raise InvalidRecord(f"state.json belongs to job {state.id}", hint="someone copied a folder")
+            return state
+        except FileNotFoundError as exc:
+            if paths.folder.exists():
+                raise self._corrupt(job_id, "state.json is missing") from exc
+            raise NotFound(f"no job {job_id} here", hint="spoolctl ls shows what there is") from exc
+        except InvalidRecord as exc:
+            raise self._corrupt(job_id, exc.message) from exc
+
+    def job(self, job_id: str) -> Job:
+        """Return what the job asks for."""
+        return Job.parse(self.job_bytes(job_id))
+
+    def job_bytes(self, job_id: str) -> bytes:
+        """Return the exact bytes of job.json."""
+        try:
+            return read_record(self.paths.job(check_id(job_id)).job, JOB_LIMIT_BYTES)
+        except FileNotFoundError as exc:
+            raise NotFound(f"no job {job_id} here", hint="spoolctl ls shows what there is") from exc
+
+    def result(self, job_id: str) -> Result | None:
+        """Return how the latest run ended, or None where there is no result yet."""
+        try:
+            return Result.parse(read_record(self.paths.job(check_id(job_id)).result, jsonio.MAX_BYTES))
+        except FileNotFoundError:
+            return None
+
+    def states(self) -> Iterator[JobState]:
+        """Yield the state of every job that can be read; the others go to `corrupt/`."""
+        for job_id in self.ids():
+            try:
+                yield self.state(job_id)
+            except NotFound:  # taken by retention, or moved to corrupt/, meanwhile
+                continue
+
+    def _corrupt(self, job_id: str, why: str) -> NotFound:
+        """Move the job's folder to `corrupt/` with a reason.json and return the error to raise."""
+        folder = self.paths.corrupt / job_id
+        with contextlib.suppress(FileNotFoundError):
+            while folder.exists():
+                folder = folder.with_name(folder.name + "+")
+            os.rename(self.paths.job(job_id).folder, folder)
+            reason = {
+                "at": utc_now(),
+                "id": job_id,
+                "why": why,
+                "hint": "restore the record and move the folder back to jobs/",
+            }
+            replace_file(folder / "reason.json", jsonio.dumps(reason))
+            fsync_dir(self.paths.jobs)
+            fsync_dir(self.paths.corrupt)
+            log.error("corrupt", job=job_id, why=why, folder=folder)
+        return NotFound(f"the records of job {job_id} cannot be read: {why}", hint=f"see {folder}/reason.json")
+
+    # Changing
+
+    @contextlib.contextmanager
+    def locked(self, job_id: str) -> Iterator[JobState]:
+        """Hold the job's lock and yield its state as read under it."""
+        with self.locks.hold(check_id(job_id)):
+            yield self.state(job_id)
+
+    def write(self, state: JobState, target: State, *, by: str, why: str = "", **changes: Any) -> JobState:
+        """Write the next revision of `state`; the caller holds the lock and has judged that it may.
+
+        The history line of the revision before is completed first (a crash may have lost it), then `state.json` is
+        replaced, then the new line and the journal follow.
+        """
+        if target != state.state:
+            check_transition(state.id, state.state, target)
+        updated = replace(state, state=target, **changes)
+        entry = HistoryEntry(
+            revision=state.revision + 1,
+            at=utc_now(),
+            source=str(state.state),
+            target=str(target),
+            by=by,
+            attempt=updated.attempt,
+            run_id=updated.run_id or state.run_id,
+            why=why,
+        )
+        updated = updated.with_entry(entry)
+        paths = self.paths.job(state.id)
+        complete_history(paths, state)
+        replace_file(paths.state, updated.encode())
+        append_line(paths.history, jsonio.dumps_line(entry.encode()))
+        self._tell(updated)
+        return updated
+
+    def _tell(self, state: JobState) -> None:
+        try:
+            journal.note(self.paths, state)
+        except OSError as exc:  # derived: the change itself stands
+            log.warning("journal_failed", job=state.id, why=exc)
+        entry = state.last
+        log.info(
+            "state", job=state.id, source=entry.source if entry else "", to=state.state, site=state.site, user=state.user,
+            attempt=state.attempt, run=state.run_id, by=entry.by if entry else "", reason=state.reason,
+        )  # fmt: skip
+        for listener in self._listeners:
+            listener(state)
+
+    def published(self, state: JobState) -> None:
+        """Tell journal, log and listeners of a job that was published by rename (see `spool.drops`)."""
+        self._tell(state)
+
+    def enqueue(self, job_id: str, *, by: str, **changes: Any) -> JobState:
+        """new -> queued, entry first. A job that is queued already or further is returned as it is."""
+        with self.locked(job_id) as state:
+            if state.state != State.NEW:
+                return state
+            return self._to_queue(state, by=by, why="enqueued", **changes)
+
+    def _to_queue(self, state: JobState, *, by: str, why: str, **changes: Any) -> JobState:
+        attempt = int(changes.get("attempt", state.attempt))
+        key = make_key(state.id, attempt, state.priority)
+        self.queue.add(state.site, state.user, key)
+        return self.write(state, State.QUEUED, by=by, why=why, queue_key=key, run_id="", agent="", **changes)
+
+    def claim(self, site: str, users: list[str], *, agent: str, room: int) -> list[JobState]:
+        """Claim up to `room` waiting jobs of `site` for `agent`, first come first served within a priority.
+
+        Each is claimed atomically: a job is given to one claimer. Stale entries met on the way are removed.
+        """
+        claimed: list[JobState] = []
+        for entry in self.queue.waiting(site, users) if room > 0 else ():
+            state = self._claim_entry(site, entry, agent)
+            if state is not None:
+                claimed.append(state)
+            if len(claimed) >= room:
+                break
+        return claimed
+
+    def _claim_entry(self, site: str, entry: Entry, agent: str) -> JobState | None:
+        with self.locks.hold(entry.job_id):
+            try:
+                state = self.state(entry.job_id)
+            except NotFound:
+                state = None
+            if state is None or state.state != State.QUEUED or state.queue_key != entry.key:
+                self.queue.remove(site, entry.user, entry.key)
+                return None
+            if state.expires_at and to_epoch(state.expires_at) <= to_epoch(utc_now()):
+                self._expire(state)
+                return None
+            self.queue.add_active(site, agent, state.id)
+            now = utc_now()
+            claimed = self.write(
+                state,
+                State.CLAIMED,
+                by=agent,
+                why="claimed",
+                run_id=new_id(),
+                agent=agent,
+                claimed_at=now,
+                queue_key="",
+            )
+            self.queue.remove(site, entry.user, entry.key)
+            return claimed
+
+    def _expire(self, state: JobState) -> JobState:
+        expired = self.write(
+            state,
+            State.EXPIRED,
+            by="spool",
+            why=f"expires_at {state.expires_at} has passed",
+            queue_key="",
+            ended_at=utc_now(),
+        )
+        self.queue.remove(state.site, state.user, state.queue_key)
+        return expired
+
+    def expire(self, job_id: str) -> JobState:
+        """Make a new or queued job whose `expires_at` has passed expired; any other is returned as it is."""
+        with self.locked(job_id) as state:
+            due = bool(state.expires_at) and to_epoch(state.expires_at) <= to_epoch(utc_now())
+            return self._expire(state) if due and state.state in (State.NEW, State.QUEUED) else state
+
+    def start(self, job_id: str, run_id: str, *, by: str) -> JobState:
+        """Give permission to start: claimed -> running, durably, before the command is. Safe to repeat."""
+        with self.locked(job_id) as state:
+            check_run(state, run_id)
+            if state.state == State.CLAIMED:
+                return self.write(state, State.RUNNING, by=by, why="may start", started_at=utc_now())
+            if state.state == State.RUNNING:
+                return state
+            raise Conflict(f"job {job_id} is {state.state} and cannot be started", hint="forget this run")
+
+    def returning(self, job_id: str, run_id: str, *, by: str, exit_code: int | None = None) -> JobState:
+        """running -> returning: the command has ended, its results follow. Safe to repeat."""
+        with self.locked(job_id) as state:
+            check_run(state, run_id)
+            if state.state in (State.RUNNING, State.HELD):
+                return self.write(state, State.RETURNING, by=by, why="finished, results follow", exit_code=exit_code)
+            return state
+
+    def end(self, state: JobState, target: State, *, by: str, reason: str = "", message: str = "", **more: Any) -> JobState:
+        """Write a final state and drop the job from the indexes; the caller holds the lock."""
+        ended = self.write(
+            state,
+            target,
+            by=by,
+            why=message or reason,
+            reason=reason,
+            message=message,
+            queue_key="",
+            ended_at=utc_now(),
+            **more,
+        )
+        self.queue.remove(state.site, state.user, state.queue_key)
+        self.queue.remove_active(state.site, state.agent, state.id)
+        return ended
+
+    def fail(self, job_id: str, run_id: str, *, by: str, reason: str, message: str) -> JobState:
+        """End a run that brings no result: lost, unreachable, refused. A job that is final already is returned as it is."""
+        with self.locked(job_id) as state:
+            if state.state in FINAL and state.run_id == run_id:
+                return state
+            check_run(state, run_id)
+            return self.end(state, State.FAILED, by=by, reason=reason, message=message)
+
+    def give_back(self, job_id: str, run_id: str, *, by: str, why: str) -> JobState:
+        """claimed -> queued for an agent without contact: provably not started. Any other state is returned as it is."""
+        with self.locked(job_id) as state:
+            if state.state != State.CLAIMED or state.run_id != run_id:
+                return state
+            queued = self._to_queue(state, by=by, why=why)
+            self.queue.remove_active(state.site, state.agent, state.id)
+            return queued
+
+    def cancel(self, job_id: str, *, by: str) -> JobState:
+        """Ask for a cancel: at once where the command was not started, else an intent that the site confirms. Safe to repeat.
+
+        Raises `Conflict` where the job has ended in another way.
+        """
+        with self.locked(job_id) as state:
+            if state.state == State.CANCELED or state.cancel_requested_at:
+                return state
+            if state.state in FINAL:
+                raise Conflict(f"job {job_id} is {state.state} already", hint="there is nothing to cancel")
+            asked = {"cancel_requested_at": utc_now(), "cancel_requested_by": by}
+            if state.state in WITH_SITE - {State.CLAIMED}:
+                return self.write(state, state.state, by=by, why="cancel requested", **asked)
+            return self.end(state, State.CANCELED, by=by, message="canceled before it started", **asked)
+
+    def requeue(self, job_id: str, *, by: str) -> JobState:
+        """Queue a job that has ended once more: attempt N+1; what attempt N left moves to `attempts/N/`.
+
+        An operator's act. Raises `Conflict` where the job has not ended. Safe to repeat after a crash at any point.
+        """
+        with self.locked(job_id) as state:
+            check_transition(job_id, state.state, State.QUEUED)
+            if state.state == State.NEW:
+                raise Conflict(f"job {job_id} is new and was never queued", hint="enqueue it instead")
+            set_attempt_aside(self.paths.job(job_id), state.attempt)
+            cleared = dict.fromkeys(("claimed_at", "started_at", "ended_at", "reason", "message"), "")
+            cleared.update(cancel_requested_at="", cancel_requested_by="", expires_at="")
+            return self._to_queue(state, by=by, why="requeue", attempt=state.attempt + 1, exit_code=None, **cleared)
+
+
+def check_run(state: JobState, run_id: str) -> None:
+    """Raise `StaleRun` unless `run_id` is the job's current run: the fence that keeps late results apart."""
+    if not run_id or state.run_id != run_id:
+        raise StaleRun(
+            f"run {run_id} of job {state.id} is not its current one (the job is {state.state}, attempt {state.attempt})",
+            hint="the run was given up or replaced; its results are not merged",
+        )
+
+
+def complete_history(paths: JobPaths, state: JobState) -> None:
+    """Append the history line of `state` if a crash kept it from being written."""
+    if state.last is None:
+        return
+    wanted = jsonio.dumps_line(state.last.encode())
+    if last_line(paths.history) + b"\n" != wanted:
+        append_line(paths.history, wanted)
+
+
+def set_attempt_aside(paths: JobPaths, attempt: int) -> None:
+    """Move what an attempt left to `attempts/N/`. Safe to repeat: what has moved already is not there any more."""
+    aside = paths.attempt(attempt)
+    os.makedirs(aside, 0o770, exist_ok=True)
+    for name in JobPaths.OF_AN_ATTEMPT:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(paths.folder / name, aside / name)
+    fsync_dir(aside)
+    fsync_dir(paths.attempts)
+    fsync_dir(paths.folder)

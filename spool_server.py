@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""spool_server.py: serves a spool of job folders to polling agents and to submitters (docs/operations.md).
+
+    spool_server.py [--config etc/spool.ini] [--spool DIR] [--listen HOST:PORT]
+
+What it does, in order: open the spool (an empty folder becomes one), take in drops beside the requests, serve /v1 until SIGTERM or
+Ctrl+C. All state is in the spool: killing it at any moment loses nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import waitress
+from bottle import Bottle
+
+from spool import __version__, log
+from spool.config import LiveConfig, find_config
+from spool.creation import SPOOL_UMASK, link_config
+from spool.errors import ConfigError, SpoolError, from_os_error
+from spool.server.app import build
+from spool.server.sync import Contacts
+from spool.server.upkeep import Upkeep
+from spool.server.wakeups import Wakeups
+from spool.store import Store
+
+EXIT_CONFIG = 78
+SPARE_CONNECTIONS = 200
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the server; return its exit code (0 after SIGTERM or Ctrl+C, 78 for a configuration that cannot work)."""
+    args = _parse(argv)
+    os.umask(SPOOL_UMASK)
+    try:
+        config, store = _open(args)
+        listening = _listen(args.listen or config.get().server["listen"], config.get().server["allow_http"])
+    except SpoolError as exc:
+        print(f"spool_server.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
+        return EXIT_CONFIG
+    log.setup(config.get().server["log"])
+    with listening:
+        _serve(config, store, listening)
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="spool_server.py", description="Serve a spool of job folders to agents and submitters.")
+    parser.add_argument("--config", type=Path, metavar="INI", help="spool.ini (default: spool.ini in the spool, if there is one)")
+    parser.add_argument("--spool", type=Path, metavar="DIR", help="the spool's folder; an empty one becomes a spool")
+    parser.add_argument("--listen", metavar="HOST:PORT", help="where to listen (default: 127.0.0.1:8082)")
+    parser.add_argument("--version", action="version", version=f"mint-spool {__version__}")
+    return parser.parse_args(argv)
+
+
+def _open(args: argparse.Namespace) -> tuple[LiveConfig, Store]:
+    config = LiveConfig(find_config(args.config, args.spool))
+    root = args.spool or config.get().server["spool"]
+    if root is None:
+        raise ConfigError("no spool was named", hint="give --spool DIR, or [server] spool in the ini file")
+    try:
+        store = Store.open(root, create=True)
+        warning = link_config(store.paths, config.path) if config.path else ""
+    except OSError as exc:
+        raise from_os_error(exc, f"opening the spool {root}") from exc
+    if warning:
+        print(f"spool_server.py: {warning}", file=sys.stderr)
+    return config, store
+
+
+def _listen(text: str, allow_http: bool) -> socket.socket:
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"listen = {text} is not HOST:PORT", hint="such as 127.0.0.1:8082")
+    if not (allow_http or _is_loopback(host)):
+        raise ConfigError(
+            f"refusing to speak plain http on {host}",
+            hint="listen on 127.0.0.1 with nginx and TLS in front (etc/nginx.conf), or set allow_http = yes",
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, int(port)))
+    except OSError as exc:
+        listening.close()
+        raise ConfigError(f"cannot listen on {text}: {exc.strerror}", hint="is another server running? see: ss -ltnp") from exc
+    return listening
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _serve(config: LiveConfig, store: Store, listening: socket.socket) -> None:
+    options = config.get().server
+    wakeups, contacts = Wakeups(options["max_waiters"]), Contacts(store)
+    upkeep = Upkeep(store, config, contacts)
+    server = _waitress(build(store, config, wakeups, contacts), listening, options)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    upkeep.start()
+    host, port = listening.getsockname()[:2]
+    log.info("serving", spool=store.paths.root, listen=f"{host}:{port}", config=config.path, version=__version__)
+    try:
+        server.run()
+    except SystemExit:
+        log.info("stopping")
+    finally:
+        wakeups.close()
+        server.close()
+        upkeep.stop()
+    log.info("stopped")
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _waitress(app: Bottle, listening: socket.socket, options: dict[str, Any]) -> Any:
+    """Return the waitress server; the numbers are explained in docs/operations.md, "Threads and buffers"."""
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+    return waitress.create_server(
+        app,
+        sockets=[listening],
+        threads=options["threads"] + options["max_waiters"],
+        connection_limit=options["threads"] + options["max_waiters"] + SPARE_CONNECTIONS,
+        channel_timeout=120,
+        recv_bytes=262144,
+        inbuf_overflow=options["max_chunk"] + 65536,
+        max_request_body_size=max(options["max_chunk"], 64 * 1024 * 1024) + 65536,
+        max_request_header_size=65536,
+        asyncore_use_poll=True,
+        expose_tracebacks=False,
+        ident="mint-spool",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
