@@ -3,8 +3,8 @@
 
     spool_server.py [--config etc/spool.ini] [--spool DIR] [--listen HOST:PORT]
 
-What it does, in order: open the spool (an empty folder becomes one), take in drops beside the requests, serve /v1 until SIGTERM or
-Ctrl+C. All state is in the spool: killing it at any moment loses nothing.
+What it does, in order: open the spool (an empty folder becomes one), take in drops beside the requests, serve /v1 until
+SIGTERM or Ctrl+C. All state is in the spool: killing it at any moment loses nothing.
 """
 
 from __future__ import annotations

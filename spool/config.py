@@ -14,6 +14,7 @@ from spool import options as o
 from spool.errors import CommandNotAllowed, ConfigError, NotAllowed, SpoolError, UnknownSite
 from spool.names import check_env_name, check_site, check_user
 from spool.options import Option, Section
+from spool.sample import render
 
 MIB = 1024 * 1024
 
@@ -231,3 +232,8 @@ def find_config(given: Path | None, spool: Path | None) -> Path | None:
     if spool is not None and (spool / "spool.ini").exists():
         return spool / "spool.ini"
     return None
+
+
+def spool_ini() -> str:
+    """Return the commented sample `etc/spool.ini` with every option shown."""
+    return render("spool.ini: the MInt side (docs/operations.md). It is read again whenever it changes.", SECTIONS)

@@ -1,4 +1,4 @@
-"""Creating and opening a spool: an empty folder becomes one, an unknown format is left untouched (docs/format.md, "spool.json")."""
+"""Making and opening a spool: an empty folder becomes one, an unknown format stays untouched (docs/format.md, "spool.json")."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ def check_against(job: Job, user: str, config: SpoolConfig) -> None:
 def freeze_inputs(job: Job, folder: Path) -> tuple[FileEntry, ...]:
     """Return size and SHA-256 of every input the job names, read from `folder`.
 
-    `MissingInputs` where one is missing or differs from what job.json fixes, or where `folder` holds a file that the job does not name.
+    `MissingInputs` where one is missing or differs from what job.json fixes, or where `folder` holds a file that
+    the job does not name.
     """
     listing = list_files(folder)
     named = {item.path: item for item in job.inputs}
@@ -138,8 +139,7 @@ class Drops:
         with contextlib.suppress(FileExistsError):
             os.mkdir(staging, 0o770)
         with file_lock(staging / "lock", timeout_s=0):
-            state = self._carry_on(name, staging, config)
-        return state
+            return self._carry_on(name, staging, config)
 
     def _carry_on(self, name: str, staging: Path, config: SpoolConfig) -> JobState | None:
         try:

@@ -378,11 +378,11 @@ def run_module(stage: Stage, site: str, mode: str, tell: Teller) -> Path:
     return stage.spool / "jobs" / said[-1]
 
 
-def show_history(job: Path, tell: Teller) -> None:
-    """What happened when, from the job's own records: history.jsonl, and result.json for the two times at the site."""
+def show_history(stage: Stage, job: Path, tell: Teller) -> None:
+    """What happened when: history.jsonl says it, and for the two times at the site the runner's files there."""
     history = [json.loads(line) for line in (job / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     result = json.loads((job / "result.json").read_bytes())
-    state = json.loads((job / "state.json").read_bytes())
+    run = next(stage.base.rglob(f"{job.name}/run"))
     words = {
         "queued": ("accepted and queued", "受付、待ち行列へ"),
         "claimed": ("claimed by the site; inputs on their way", "外部計算機が引き取り、入力を転送"),
@@ -390,19 +390,21 @@ def show_history(job: Path, tell: Teller) -> None:
         "returning": ("results on their way", "結果を転送"),
         "completed": ("everything returned and verified", "結果がすべて返り、照合が完了"),
     }
-    rows = [(str(state["submitted_at"]), "folder created", "ジョブのフォルダを作成", "")]
-    rows += [(str(entry["at"]), *words.get(entry["to"], (entry["to"], entry["to"])), str(entry["by"]))
+    here, there = "MInt", tell.pick("site", "外部計算機")
+    rows = [(_changed(job / "job.json"), "folder created", "ジョブのフォルダを作成", here)]
+    rows += [(_instant(entry["at"]), *words.get(entry["to"], (entry["to"], entry["to"])), str(entry["by"]))
              for entry in history if entry["from"] != entry["to"]]  # fmt: skip
-    rows += [(str(result["started_at"]), "program C started", "プログラム(C)を開始", tell.pick("site", "外部計算機"))]
-    ended = f"program C ended, exit {result['exit_code']}", f"プログラム(C)が終了、終了コード {result['exit_code']}"
-    rows += [(str(result["finished_at"]), *ended, tell.pick("site", "外部計算機"))]
-    rows = [row for row in rows if row[0]]
-    # Two records of the same instant keep the order in which they are listed; the written history comes first.
-    rows.sort(key=lambda row: _instant(row[0]))
+    rows += [(_changed(run / "pid"), "program C started", "プログラム(C)を開始", there),
+             (_changed(run / "exit"), f"program C ended, exit {result['exit_code']}",
+              f"プログラム(C)が終了、終了コード {result['exit_code']}", there)]  # fmt: skip
+    rows.sort(key=lambda row: row[0])
     tell.head(f"The job's history  {job.name}", f"ジョブの履歴  {job.name}")
-    first = _instant(rows[0][0])
-    tell.table([(f"+{(_instant(at) - first).total_seconds():6.2f} s", tell.pick(english, japanese), by)
+    tell.table([(f"+{(at - rows[0][0]).total_seconds():6.2f} s", tell.pick(english, japanese), by)
                 for at, english, japanese, by in rows])  # fmt: skip
+
+
+def _changed(path: Path) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc)
 
 
 def _instant(text: str) -> datetime.datetime:
@@ -512,7 +514,7 @@ def tell_story(stage: Stage, options: argparse.Namespace, tell: Teller) -> None:
               f"MIntの役 {stage.mint}、外部計算機の役 {stage.site}")  # fmt: skip
     site = start_ssh(stage, tell) if options.ssh else start_webapi(stage, tell)
     job = run_module(stage, site, mode, tell)
-    show_history(job, tell)
+    show_history(stage, job, tell)
     show_folder(job, tell)
     show_result(stage, choose_picture(options.picture), tell)
     prove(stage, tell)

@@ -1,7 +1,8 @@
 """The agent's requests to /v1 (docs/protocol.md): one function a call, every error one of the family.
 
 An answer that is not this API's JSON (a proxy's page) counts as no answer. The token is sent by an `AuthBase`, because a
-~/.netrc entry would replace a plain header; `verify=` is passed on each call, because REQUESTS_CA_BUNDLE would replace the session's.
+~/.netrc entry would replace a plain header; `verify=` is passed on each call, because REQUESTS_CA_BUNDLE would replace the
+session's.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class Client:
             yield answer.iter_content(BLOCK_BYTES)
 
     @contextmanager
-    def download_tar(self, job_id: str, after: str, max_bytes: int) -> Iterator[BinaryIO]:
+    def download_tar(self, job_id: str, after: str, max_bytes: int) -> Iterator[Any]:
         """GET in.tar: the inputs of at most `max_bytes` each whose names sort after `after`."""
         path = f"/v1/jobs/{job_id}/in.tar?max_bytes={max_bytes}&after={quote(after, safe='')}"
         with self._send("GET", path, headers={"Accept-Encoding": "identity"}) as answer:
@@ -205,7 +206,12 @@ def _error(answer: requests.Response) -> SpoolError:
 
 
 def _of_status(status: int, where: str) -> SpoolError:
-    kinds: dict[int, type[SpoolError]] = {401: errors.Unauthorized, 403: errors.NotAllowed, 404: errors.NotFound, 409: errors.StaleRun}
+    kinds: dict[int, type[SpoolError]] = {
+        401: errors.Unauthorized,
+        403: errors.NotAllowed,
+        404: errors.NotFound,
+        409: errors.StaleRun,
+    }
     return kinds.get(status, Unreachable)(f"{where} was answered {status}", hint="see the server's log")
 
 

@@ -149,7 +149,9 @@ def _command(name: str, values: dict[str, Any], path: Path) -> Command:
     for item in values["argv"]:
         unknown = set(_PLACEHOLDER.findall(item)) - {"{args}"}
         if unknown or ("{args}" in item and item != "{args}"):
-            raise ConfigError(f"{where}: argv: {item!r} cannot be used", hint="{args} stands alone, for all of the job's arguments")
+            raise ConfigError(
+                f"{where}: argv: {item!r} cannot be used", hint="{args} stands alone, for all of the job's arguments"
+            )
     if "{args}" in values["argv"] and values["args"] is None:
         raise ConfigError(f"{where} takes {{args}} but has no pattern for them", hint="such as: args = [A-Za-z0-9_.-]+")
     return Command(name=name, **values)

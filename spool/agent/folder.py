@@ -6,6 +6,7 @@ start; `ready` in the record says that inputs and policy are done with and only 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -47,7 +48,7 @@ class Base:
             raise ConfigError(f"{self.control} is not this user's own", hint="remove it, or set another [agent] base")
         return self._identity()
 
-    def lock(self):  # type: ignore[no-untyped-def]
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the base for this process; `Busy` where another agent has it."""
         return file_lock(self.control / "lock", timeout_s=0)
 

@@ -70,4 +70,3 @@ def _copy(paths: JobPaths, name: str) -> None:
             copy_file(source, last, dir_fd=parent)
     finally:
         os.close(source)
-

@@ -11,6 +11,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from spool import log
 from spool.agent.client import Client
@@ -172,9 +173,9 @@ class Sender:
                 if size == 0:
                     return
 
-    def _chunk(self, name: str, file: io.FileIO, offset: int, length: int) -> int:
+    def _chunk(self, name: str, file: BinaryIO, offset: int, length: int) -> int:
         try:
-            return self._client.upload(self._job_id, self._run_id, name, file, offset, length)  # type: ignore[arg-type]
+            return self._client.upload(self._job_id, self._run_id, name, file, offset, length)
         except OffsetMismatch as exc:
             return exc.offset
         except (TooLarge, Unreachable):
@@ -205,4 +206,3 @@ def _groups(entries: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
         total += entry.size + 1024
     if group:
         yield group
-

@@ -52,7 +52,7 @@ def _answering_errors(call: Callable[..., Any]) -> Callable[..., Any]:
             error = from_os_error(exc, f"{request.method} {request.path}")
             log.error("os_error", call=request.path, code=error.code, why=exc)
             return problem(error)
-        except Exception:  # the outermost frame of a request: answer, and log the stack once
+        except Exception:  # noqa: BLE001 - the outermost frame of a request: answer, and log the stack once
             log.error("internal", trace=True, call=request.path)
             return problem(Internal("something went wrong here", hint="an operator finds it in the server's log"))
 

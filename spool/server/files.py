@@ -82,7 +82,8 @@ def download(environ: Mapping[str, Any], paths: JobPaths, folder: str, name: str
 def _body(environ: Mapping[str, Any], file: BinaryIO, start: int, end: int, size: int) -> Any:
     file.seek(start)
     if end < size:
-        return iter(lambda limited=_Limited(file, end - start): limited.read(BLOCK_BYTES), b"")  # type: ignore[misc]
+        limited = _Limited(file, end - start)
+        return iter(lambda: limited.read(BLOCK_BYTES), b"")
     wrapper = environ.get("wsgi.file_wrapper")
     return wrapper(file, BLOCK_BYTES) if wrapper else iter(lambda: file.read(BLOCK_BYTES), b"")
 

@@ -29,6 +29,7 @@ MAX_WAIT_S = 25.0
 MAX_ROOM = 1000
 RECHECK_S = 1.0
 CONTACT_EVERY_S = 10.0
+_PASSIVE = ("run", "keep", "return")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Held:
     run_id: str
     state: str
     ready: bool
+    told: str
     exit_code: int | None
 
     @classmethod
@@ -52,6 +54,7 @@ class Held:
             check_id(fields.string("run_id")),
             fields.string("state"),
             fields.boolean("ready", False),
+            fields.string("told", ""),
             fields.optional_integer("exit_code"),
         )
 
@@ -67,6 +70,7 @@ class Request:
     room: int
     wait_s: float
     version: str
+    leaving: bool
     jobs: tuple[Held, ...]
 
     @classmethod
@@ -81,6 +85,7 @@ class Request:
             room=min(MAX_ROOM, fields.integer("room", 0, low=0)),
             wait_s=min(MAX_WAIT_S, float(fields.integer("wait_s", 0, low=0))),
             version=fields.string("version", ""),
+            leaving=fields.boolean("leaving", False),
             jobs=tuple(Held.parse(value) for value in fields.list("jobs")),
         )
 
@@ -149,9 +154,13 @@ class Sync:
         if current:
             jobs += self._unlisted(asker, request)
             jobs += self._claim(asker, request, len(jobs) - len(request.jobs))
-        if not self._worth_telling(jobs) and request.wait_s > 0 and current:
-            jobs = self._wait(asker, request, jobs)
-        return {"epoch": identity(self._store.paths)[1], "now": utc_now(), "jobs": jobs}
+        superseded = not current
+        if current and request.wait_s > 0 and not _worth_telling(request, jobs):
+            jobs, superseded = self._wait(asker, request, jobs)
+        elif current:
+            self._wakeups.supersede(request.agent, request.site)
+        epoch = identity(self._store.paths)[1]
+        return {"epoch": epoch, "now": utc_now(), "superseded": superseded, "jobs": jobs}
 
     def _within_site(self, request: Request) -> Request:
         """Return the request as its site allows: a disabled site brings home what it has and gets nothing new."""
@@ -162,32 +171,29 @@ class Sync:
             self._config.get().site(request.site)
         return request
 
-    @staticmethod
-    def _worth_telling(jobs: list[dict[str, Any]]) -> bool:
-        return any(job["want"] not in ("run", "keep", "return") for job in jobs)
-
-    def _wait(self, asker: Asker, request: Request, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _wait(self, asker: Asker, request: Request, jobs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
         paths = self._store.paths
         folders = [paths.job(held.id).folder for held in request.jobs]
         if request.room:
             folders += [paths.queue / request.site, paths.queue_of(request.site, asker.user)]
         waiter = self._wakeups.enter(request.agent, request.site, folders)
         if waiter is None:
-            return jobs
+            return jobs, False
         try:
-            return self._wait_until(asker, request, waiter, jobs)
+            jobs = self._wait_until(asker, request, waiter, jobs)
         finally:
             self._wakeups.leave(waiter)
+        return jobs, waiter.superseded
 
     def _wait_until(self, asker: Asker, request: Request, waiter: Waiter, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         deadline = time.monotonic() + request.wait_s
-        while not self._worth_telling(jobs):
+        while not _worth_telling(request, jobs):
             left = deadline - time.monotonic()
             if left <= 0 or waiter.superseded:
                 break
             # What came between the first look and the registration, or in the tick of a look, is found by looking again.
             jobs = [self._tell(asker, request, held) for held in request.jobs] + self._claim(asker, request, 0)
-            if not self._worth_telling(jobs):
+            if not _worth_telling(request, jobs):
                 waiter.wait(min(left, RECHECK_S))
         return jobs
 
@@ -206,6 +212,8 @@ class Sync:
             state = self._own(asker, request, job_id)
             if state is None:
                 self._drop_active(request, job_id)
+            elif state.state == State.CLAIMED and request.leaving:
+                self._store.give_back(job_id, state.run_id, by=request.agent, why="the agent is leaving and never got it")
             elif state.state == State.CLAIMED:
                 told.append(_told(state, "fetch"))
             else:
@@ -265,6 +273,12 @@ class Sync:
         if held.state == "running":
             return "cancel" if state.state == State.CANCELED else "run"
         return "forget"
+
+
+def _worth_telling(request: Request, jobs: list[dict[str, Any]]) -> bool:
+    """True where some job has news for the agent: a wait ends only for what it was not told before."""
+    known = {(held.id, held.run_id): held.told for held in request.jobs}
+    return any(job["want"] not in _PASSIVE and job["want"] != known.get((job["id"], job["run_id"])) for job in jobs)
 
 
 def _told(state: JobState, want: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Upkeep:
                 self._round(accepting)
             except (SpoolError, OSError) as exc:
                 log.error("upkeep_failed", why=exc)
-            except Exception:  # outermost frame of the thread: a defect, but the server goes on
+            except Exception:  # noqa: BLE001 - outermost frame of the thread: a defect, but the server goes on
                 log.error("upkeep_failed", trace=True)
 
     def _round(self, accepting: bool) -> None:

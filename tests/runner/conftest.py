@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from components import proc
 from components.waiting import wait_until
-
 from spool.runner import RunStatus, install, parse_status, write_run
 
 SHELLS = ("dash", "bash", "busybox", "only_busybox")
@@ -147,15 +147,23 @@ class Jobs:
         write_run(job.path, argv, env or {}, wall_time_s=wall_time_s, grace_s=grace_s)
         return job
 
-    def python(self, code: str, *arguments: str, name: str = "job", **limits: int) -> Job:
-        return self.make([sys.executable, "-c", code, *arguments], name=name, **limits)
+    def python(
+        self,
+        code: str,
+        *arguments: str,
+        name: str = "job",
+        wall_time_s: int | None = None,
+        grace_s: int | None = None,
+    ) -> Job:
+        argv = [sys.executable, "-c", code, *arguments]
+        return self.make(argv, name=name, wall_time_s=wall_time_s, grace_s=grace_s)
 
-    def sh(self, code: str, *, name: str = "job", **limits: int) -> Job:
-        return self.make(["/bin/sh", "-c", code], name=name, **limits)
+    def sh(self, code: str, *, name: str = "job", wall_time_s: int | None = None) -> Job:
+        return self.make(["/bin/sh", "-c", code], name=name, wall_time_s=wall_time_s)
 
-    def running(self, code: str, **limits: int) -> Job:
+    def running(self, code: str, *, wall_time_s: int | None = None, grace_s: int | None = None) -> Job:
         """A job whose command is past the line of `code` that makes `ready`."""
-        job = self.python(code, **limits)
+        job = self.python(code, wall_time_s=wall_time_s, grace_s=grace_s)
         job.line("prepare")
         assert job.ask("start").is_running
         job.wait_for("ready")
@@ -176,7 +184,11 @@ class Jobs:
 
     def close(self) -> None:
         proc.kill(proc.working_in(self.root))
-        wait_until(lambda: proc.kill(self.left()) or not self.left(), DEADLINE_S, "all processes of the test are gone")
+        wait_until(self._killed_all, DEADLINE_S, "all processes of the test are gone")
+
+    def _killed_all(self) -> bool:
+        proc.kill(self.left())
+        return not self.left()
 
 
 def _path_for(shell: str, folder: Path) -> str:

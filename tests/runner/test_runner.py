@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from components import proc
 from components.waiting import stays, wait_until
-
 from spool.runner import RUNNER_SH, LocalRunner, RunStatus, install, parse_status, parse_sums, signal_of, write_run
 
 from .conftest import BOOT_ID, DEADLINE_S, Job, Jobs, session, triple
@@ -188,8 +188,7 @@ def test_a_command_with_an_odd_name(jobs: Jobs, name: str) -> None:
 def test_exit_status(jobs: Jobs, code: str, exit_code: int) -> None:
     job = jobs.sh(code)
     status = job.finish()
-    times = {"started_at": status.started_at, "finished_at": status.finished_at}
-    assert status == RunStatus("exited", exit_code=exit_code, **times)
+    assert status == RunStatus("exited", exit_code=exit_code, started_at=status.started_at, finished_at=status.finished_at)
     assert job.run_file("exit").read_text() == f"{exit_code}\n"
 
 
@@ -278,10 +277,18 @@ def test_a_large_output_is_all_there(jobs: Jobs) -> None:
     assert hashlib.sha256(job.output()).digest() == hashlib.sha256(expected).digest()
 
 
+def naps(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\0005\0"
+    return False
+
+
 def test_nothing_is_left_running_when_the_command_has_ended(jobs: Jobs) -> None:
-    job = jobs.sh("exit 3", wall_time_s=3600)
-    assert job.finish().exit_code == 3
-    wait_until(lambda: not jobs.left(), 5, "supervisor, timer and its sleep are gone")
+    job = jobs.running(READY + "while not os.path.exists('go'): time.sleep(0.02)\nsys.exit(3)", wall_time_s=3600)
+    wait_until(lambda: any(map(naps, jobs.left())), DEADLINE_S, "the timer sleeps its longest")
+    job.work("go").touch()
+    assert job.over().exit_code == 3
+    wait_until(lambda: not jobs.left(), 2, "supervisor, timer and its sleep are gone")
 
 
 def test_a_full_disk_does_not_lose_the_end(dash_jobs: Jobs) -> None:
@@ -871,7 +878,8 @@ def test_sums_are_what_gnu_sha256sum_writes(dash_jobs: Jobs) -> None:
     job = dash_jobs.new()
     for name in ("plain", "back\\slash", "new\nline"):
         (job.path / "in" / name).write_text(name)
-    gnu = subprocess.run("find . -type f -exec sha256sum {} +", shell=True, cwd=job.path / "in", capture_output=True)
+    command = ["find", ".", "-type", "f", "-exec", "sha256sum", "{}", "+"]
+    gnu = subprocess.run(command, cwd=job.path / "in", capture_output=True, check=True)
     assert sorted(checked(job, "in").splitlines()) == sorted(gnu.stdout.splitlines())
 
 

@@ -1,0 +1,146 @@
+"""The agent's command lines: the published positional form, and --config (docs/agent.md, "Command line")."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from spool import __version__
+from spool.agent.config import AgentConfig, find_config, finish_config, read_config, read_token
+from spool.errors import ConfigError
+
+PUBLISHED_PORT = 50443
+PUBLISHED_BASE = "/tmp"
+PUBLISHED_RETRY = (5, 60.0)
+VERBS = ("init", "check")
+USAGE = """\
+  spool_agent.py SITE URL TOKEN|@FILE [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
+  spool_agent.py --config etc/agent.ini [--once]
+  spool_agent.py init | check [--config etc/agent.ini]"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line said. `retry` is (tries, seconds between) in the published form, else None: for ever."""
+
+    verb: str = ""
+    config: Path | None = None
+    once: bool = False
+    debug: bool = False
+    site: str = ""
+    url: str = ""
+    token: str = ""
+    published: bool = False
+    retry: tuple[int, float] | None = None
+    no_auth: bool = False
+    ca_file: str = ""
+    calc_base: str = ""
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Parse; ends the process with exit code 2 and the usage where the words make no sense (argparse does so too)."""
+    parser = argparse.ArgumentParser(prog="spool_agent.py", usage="\n" + USAGE)
+    parser.add_argument("--config", type=Path, metavar="INI", help="agent.ini: what may run here and what may leave")
+    parser.add_argument("--once", action="store_true", help="one pass, as cron wants it: sync, carry on, exit")
+    parser.add_argument("--debug", action="store_true", help="log details too")
+    parser.add_argument("--site", default="", help="init: the site's identifier")
+    parser.add_argument("--url", default="", help="init: the server's address")
+    parser.add_argument("--token-file", default="", help="init: the file that holds the token")
+    parser.add_argument("--version", action="version", version=f"mint-spool {__version__}")
+    parser.add_argument("words", nargs="*", help="SITE URL TOKEN|@FILE and options, or a verb")
+    given = parser.parse_args(argv)
+    common = {"config": given.config, "once": given.once, "debug": given.debug}
+    if not given.words:
+        return Arguments(**common)
+    if given.words[0] in VERBS and len(given.words) == 1:
+        return Arguments(verb=given.words[0], site=given.site, url=given.url, token="@" + given.token_file, **common)
+    if len(given.words) < 3:
+        parser.error("SITE, URL and TOKEN are needed, or --config")
+    try:
+        return _published(given.words, common)
+    except ValueError as exc:
+        parser.error(str(exc))
+
+
+def _published(words: list[str], common: dict[str, Any]) -> Arguments:
+    values: dict[str, Any] = {**common, "published": True, "retry": PUBLISHED_RETRY, "calc_base": PUBLISHED_BASE}
+    values.update(site=words[0], token=words[2])
+    if words[2] == "login":
+        raise ValueError("login with user and password is not known to this release: give @FILE, a file that holds the token")
+    port = 0
+    for word in words[3:]:
+        key, _, value = word.partition(":")
+        if key == "port" and re.fullmatch(r"[0-9]{1,5}", value):
+            port = int(value)
+        elif key == "retry" and (match := re.fullmatch(r"([0-9]{1,9}),([0-9]{1,9}(?:\.[0-9]{1,6})?)", value)):
+            values["retry"] = (int(match[1]), float(match[2]))
+        elif key == "no_auth":
+            values.update(no_auth=not value, ca_file=value)
+        elif key == "calc_base" and value:
+            values["calc_base"] = value
+        elif word == "debug":
+            values["debug"] = True
+        else:
+            raise ValueError(f"{word!r} is no option: port:N retry:N,S no_auth[:CAFILE] calc_base:DIR debug")
+    return Arguments(**values, url=base_url(words[1], port))
+
+
+def base_url(text: str, port: int) -> str:
+    """Return the server's address as the published form means it: https unless loopback, port 50443 unless named.
+
+    `port` (from ``port:N``, 0 where not given) wins over one in the URL.
+    """
+    parts = urlsplit(text if "//" in text else f"//{text}")
+    try:
+        host, own_port = parts.hostname, parts.port
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is no address of a server: {exc}") from exc
+    if not host:
+        raise ValueError(f"{text!r} is no address of a server")
+    loopback = host == "localhost" or host.startswith("127.") or host == "::1"
+    scheme = "http" if loopback and parts.scheme != "https" else "https"
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{port or own_port or PUBLISHED_PORT}{parts.path.rstrip('/')}"
+
+
+def configure(args: Arguments, program: Path) -> AgentConfig:
+    """Read agent.ini and lay the command line over it; raise `ConfigError` where nothing can come of it."""
+    config = read_config(find_config(args.config, program))
+    overrides: dict[str, Any] = {}
+    token = ""
+    if args.published:
+        overrides = {"site": args.site, "url": args.url, "base": Path(args.calc_base).absolute()}
+        token = _token(args.token)
+    if not config.commands:
+        print(f"spool_agent.py: {config.source} allows no command: every job will be refused", file=sys.stderr)
+    return finish_config(config, overrides, token=token)
+
+
+def _token(word: str) -> str:
+    if word.startswith("@"):
+        return read_token(Path(word[1:]).expanduser())
+    print("spool_agent.py: a token on the command line can be seen by everyone on this host (ps); use @FILE", file=sys.stderr)
+    if not word or len(word.split()) != 1:
+        raise ConfigError("the token is empty", hint="give TOKEN or @FILE")
+    return word
+
+
+def verify(config: AgentConfig, args: Arguments) -> bool | str:
+    """Return what TLS is verified against: True for the system's authorities, a file's path, or False (no_auth)."""
+    if args.no_auth:
+        print("spool_agent.py: no_auth: the server's certificate is NOT verified; use no_auth:CAFILE", file=sys.stderr)
+        return False
+    chosen = args.ca_file or config.agent["ca_file"]
+    return str(chosen) if chosen else True
+
+
+def greet(config: AgentConfig, args: Arguments) -> None:
+    """Print the start-up lines of the manual; of the token only its last four characters."""
+    print(f"site id = {config.agent['site']}")
+    print(f"base url = {config.agent['url']}")
+    print(f" token = {'*' * 8}{config.token[-4:]}", flush=True)

@@ -1,0 +1,297 @@
+"""One job through the agent's hands: fetch, run, return. One function a step, each safe to repeat after a restart.
+
+The order that keeps "at most once": inputs and policy first; then the server is asked and writes `running`; then `running` is
+written here; only then is the runner told to start, and the runner's own latch lets that happen once.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from typing import Callable, TypeVar
+
+from spool import log
+from spool.agent import policy, release, transfer
+from spool.agent.client import Client, retry_delay_s
+from spool.agent.config import AgentConfig
+from spool.agent.folder import LocalJob
+from spool.errors import (
+    Conflict,
+    DigestMismatch,
+    InvalidName,
+    InvalidRecord,
+    NotAllowed,
+    Refused,
+    SpoolError,
+    StaleRun,
+    TransferFailed,
+    Unauthorized,
+)
+from spool.files import replace_file
+from spool.records import JobState, Result
+from spool.results import Outputs, judge, no_run
+from spool.runner import LocalRunner, RunStatus, write_run
+from spool.states import Reason, State
+
+FIRST_LOOK_S = 0.02
+LAST_LOOK_S = 0.5
+STATUS_EVERY_S = 10.0
+LOG_EVERY_S = 2.0
+SEND_TRIES = 4
+
+T = TypeVar("T")
+
+
+class Left(Exception):
+    """The agent is stopping: the job stays as it is, for the next start."""
+
+
+class Carrier:
+    """Carries one job in a thread of its own. `told` is what the latest sync said is wanted of it."""
+
+    def __init__(
+        self, local: LocalJob, client: Client, config: AgentConfig, runner: LocalRunner, sync_soon: Callable[[], None]
+    ) -> None:
+        self.local = local
+        self.done = False
+        self.waits_for_command = threading.Event()
+        self._client = client
+        self._config = config
+        self._runner = runner
+        self._sync_soon = sync_soon
+        self._wanted = ""
+        self._news = threading.Event()
+        self._leave = threading.Event()
+        self._state: JobState = local.state
+        self._thread = threading.Thread(target=self._run, name=f"job-{local.state.id[:8]}", daemon=True)
+
+    def start(self) -> None:
+        """Start carrying."""
+        self._thread.start()
+
+    @property
+    def wanted(self) -> str:
+        """What the server was last heard to want of this job."""
+        return self._wanted
+
+    def tell(self, want: str) -> bool:
+        """Pass on what the server wants of this job; return whether that is news."""
+        news, self._wanted = want != self._wanted, want
+        if news:
+            self._news.set()
+        return news
+
+    def leave(self) -> None:
+        """Have the thread end soon, leaving the job (and a running command) as it is."""
+        self._leave.set()
+        self._news.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread."""
+        self._thread.join(timeout_s)
+
+    @property
+    def idle(self) -> bool:
+        """True where the thread has ended, the job delivered or left."""
+        return not self._thread.is_alive()
+
+    # The steps
+
+    def _run(self) -> None:
+        job_id = self.local.state.id
+        try:
+            self._carry()
+            self.done = True
+        except Left:
+            log.info("left", job=job_id, state=self.local.state.state)
+        except (StaleRun, Conflict) as exc:
+            self._stop_command()
+            self.local.close(State.CANCELED, f"the server gave this run up: {exc.message}")
+            self.done = True
+        except Exception:  # noqa: BLE001 - outermost frame of the thread: a defect; the job stays and is taken up at the next start
+            log.error("carrier_failed", trace=True, job=job_id, state=self.local.state.state)
+        finally:
+            self._sync_soon()
+
+    def _carry(self) -> None:
+        if self.local.state.state == State.CLAIMED:
+            try:
+                self._again("fetch", self._fetch)
+            except (Refused, TransferFailed, InvalidRecord, InvalidName) as exc:
+                self._end_without_run(Reason.REFUSED_BY_SITE if isinstance(exc, Refused) else Reason.TRANSFER, exc)
+                return
+            self._wait_for_permission()
+            self.local.advance(State.RUNNING, "may start")
+        if self.local.state.state == State.RUNNING:
+            try:
+                status = self._again("run", self._run_and_watch)
+            except Refused as exc:  # the policy changed between permission and start
+                self._runner.cancel(self.local.paths.folder)
+                self._end_without_run(Reason.REFUSED_BY_SITE, exc)
+                return
+            self._again("measure", lambda: self._measure(status))
+        try:
+            self._again("return", self._return)
+        except TransferFailed as exc:
+            self._end_without_run(Reason.TRANSFER, exc)
+
+    def _fetch(self) -> None:
+        """Bring job.json and the inputs here, judge them by the site's policy, and make `run/` and `work/` ready."""
+        local = self.local
+        state = local.state
+        if not local.paths.job.exists():
+            replace_file(local.paths.job, self._client.job_bytes(state.id), mode=0o600)
+        job = local.job()
+        # Judged before a byte of input is fetched, and again at every start: the policy may have changed.
+        order = policy.allow(self._config, job, state, local.paths.work)
+        transfer.fetch_inputs(self._client, state.id, local.paths, state.inputs)
+        if not (local.paths.run / "started").exists():
+            write_run(
+                local.paths.folder,
+                order.argv,
+                order.job_env,
+                wall_time_s=order.wall_time_s,
+                grace_s=self._config.agent["cancel_grace_s"],
+            )
+        self._runner.prepare(local.paths.folder)
+        local.mark_ready()
+
+    def _wait_for_permission(self) -> None:
+        while self._wanted != "start":
+            self._sync_soon()
+            deadline = time.monotonic() + self._config.agent["poll_s"]
+            while self._wanted not in ("start", "forget", "cancel") and time.monotonic() < deadline:
+                self._pause(deadline - time.monotonic())
+            if self._wanted in ("forget", "cancel"):
+                raise StaleRun("the job was given back or canceled before it started", hint="nothing was run")
+
+    def _run_and_watch(self) -> RunStatus:
+        """Start the command unless it ever was, and wait for its end; pass on a cancel; stream the log where it may leave."""
+        look_s, next_status, next_log = FIRST_LOOK_S, 0.0, time.monotonic() + LOG_EVERY_S
+        exit_file = self.local.paths.run / "exit"
+        while True:
+            if exit_file.exists() or time.monotonic() >= next_status:
+                status = self._status()
+                if status.is_over:
+                    return status
+                next_status = time.monotonic() + STATUS_EVERY_S
+            if self._wanted in ("cancel", "forget"):
+                return self._canceled()
+            if time.monotonic() >= next_log:
+                self._stream_log()
+                next_log = time.monotonic() + LOG_EVERY_S
+            self.waits_for_command.set()
+            self._pause(look_s)
+            look_s = min(LAST_LOOK_S, look_s * 1.3)
+
+    def _status(self) -> RunStatus:
+        folder = self.local.paths.folder
+        status = self._runner.status(folder)
+        if status.word == "new":  # the runner's latch is not taken: provably not started, here or before a restart
+            order = policy.allow(self._config, self.local.job(), self.local.state, self.local.paths.work)
+            status = self._runner.start(folder, order.site_env)
+            log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
+        if status.word == "absent":
+            return RunStatus("lost", why="vanished")
+        return status
+
+    def _canceled(self) -> RunStatus:
+        log.info("cancel", job=self.local.state.id, run=self.local.state.run_id)
+        status = self._runner.cancel(self.local.paths.folder)
+        if status.word == "canceled":  # asked for before it was started
+            return replace(status, cancel=True)
+        return status
+
+    def _stop_command(self) -> None:
+        if self.local.state.state == State.RUNNING:
+            self._runner.cancel(self.local.paths.folder)
+
+    def _stream_log(self) -> None:
+        """Send what the log has grown by. Whatever fails here is made up for when the results are returned."""
+        if self._config.release["logs"] != "return":
+            return
+        try:
+            for name in release.LOG_NAMES:
+                path = self.local.paths.log / name
+                size = path.stat().st_size if path.exists() else 0
+                if size:
+                    self._sender().send_file(f"log/{name}", size)
+        except (SpoolError, OSError) as exc:
+            log.debug("log_not_sent", job=self.local.state.id, why=exc)
+
+    def _measure(self, status: RunStatus) -> None:
+        """Write `result.json`: how it ended and the manifest of what may leave. From here on nothing is run any more."""
+        local, job = self.local, self.local.job()
+        outputs = Outputs()
+        try:
+            outputs = release.collect(self._config, job, local.paths)
+            result = judge(job, local.state, status, outputs, release.logs(self._config, local.paths))
+        except Refused as exc:
+            result = replace(judge(job, local.state, status, outputs), reason=Reason.REFUSED_BY_SITE.value, message=exc.message)
+        replace_file(local.paths.result, result.encode(), mode=0o600)
+        local.advance(State.RETURNING, "measured", exit_code=result.exit_code)
+        self._sync_soon()
+
+    def _return(self) -> None:
+        """Send what the manifest lists, then the manifest; the job ends here with the server's word for it."""
+        result = self.local.result()
+        if result is None:
+            raise InvalidRecord(f"{self.local.paths.result} is missing", hint="it was there when the job began to return")
+        for tries in range(SEND_TRIES):
+            try:
+                self._sender().send(result.files)
+                answer = self._client.finish(result)
+                break
+            except DigestMismatch as exc:
+                log.warning("sent_again", job=result.id, run=result.run_id, why=exc)
+                if tries == SEND_TRIES - 1:
+                    raise TransferFailed(f"the results did not verify: {exc.message}", hint="look at work/ at the site") from exc
+        ended = str(answer.get("state", ""))
+        self.local.close(State(ended) if ended in State.__members__.values() else State.COMPLETED, "delivered")
+
+    def _end_without_run(self, reason: Reason, why: SpoolError) -> None:
+        log.warning("not_run", job=self.local.state.id, reason=reason, why=why.message)
+        result = no_run(self.local.state, reason.value, why.message)
+        self._again("report", lambda: self._close_unrun(result))
+
+    def _close_unrun(self, result: Result) -> None:
+        self._client.finish(result)
+        self.local.close(State.FAILED, result.message)
+
+    def _sender(self) -> transfer.Sender:
+        state = self.local.state
+        return transfer.Sender(self._client, state.id, state.run_id, self.local.paths, self._config.agent["chunk"])
+
+    # Trying again
+
+    def _again(self, name: str, step: Callable[[], T]) -> T:
+        """Do `step` until it works; transient errors are tried again for ever, at the pace of `retry_delay_s`."""
+        tries = 0
+        while True:
+            try:
+                return step()
+            except (SpoolError, OSError, subprocess.CalledProcessError) as exc:
+                if isinstance(exc, SpoolError) and not self._passing(exc):
+                    raise
+                delay_s = retry_delay_s(tries, exc if isinstance(exc, SpoolError) else None)
+                log.warning("tried_again", job=self.local.state.id, step=name, in_s=f"{delay_s:.1f}", why=exc)
+                tries += 1
+                self._pause(delay_s)
+                if self._wanted == "forget" and name != "run":
+                    raise StaleRun("the server gave this run up", hint="nothing is returned") from exc
+
+    @staticmethod
+    def _passing(exc: SpoolError) -> bool:
+        # A token that does not count now may count again after an operator's word: the job waits for that.
+        return exc.transient or isinstance(exc, (Unauthorized, NotAllowed))
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, ending early at news; raise `Left` where the agent is stopping."""
+        if self._leave.is_set():
+            raise Left
+        self._news.wait(seconds)
+        self._news.clear()
+        if self._leave.is_set():
+            raise Left

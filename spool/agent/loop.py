@@ -1,0 +1,203 @@
+"""The agent's side of sync: what it has, what it is told, and when it asks again.
+
+A waiting sync runs in the loop; whenever a job has news, a short one goes out beside it, and the server then ends the
+waiting one, so that the agent never has two.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Any, Callable
+
+from spool import __version__, log
+from spool.agent.carrier import Carrier
+from spool.agent.client import Client
+from spool.agent.config import AgentConfig
+from spool.agent.folder import Base, LocalJob
+from spool.errors import SpoolError, Unreachable
+from spool.files import free_bytes
+from spool.names import is_id
+from spool.runner import LocalRunner
+from spool.states import FINAL, State
+
+LOOK_S = 0.02
+
+
+class Agent:
+    """The jobs in hand and the syncs about them."""
+
+    def __init__(self, config: AgentConfig, client: Client, base: Base, identity: tuple[str, int], runner: LocalRunner) -> None:
+        self.config = config
+        self._client = client
+        self._base = base
+        self._runner = runner
+        self._name, self._generation = identity
+        self._seq = 0
+        self._lock = threading.Lock()
+        self._telling = threading.Lock()
+        self._carriers: dict[str, Carrier] = {}
+        self._news = threading.Event()
+        self._closing = False
+        self.closed_to_new = False
+        self._herald = threading.Thread(target=self._run_herald, name="herald", daemon=True)
+        self._herald.start()
+
+    # Jobs
+
+    def take_up_again(self) -> int:
+        """Carry on with what an earlier start left in the base; return how many jobs that is."""
+        for local in self._base.jobs():
+            log.info("taken_up_again", job=local.state.id, state=local.state.state, run=local.state.run_id)
+            self._carry(local)
+        return self.in_hand()
+
+    def in_hand(self) -> int:
+        """Return how many jobs are in hand; the ended ones are dropped on the way."""
+        with self._lock:
+            self._carriers = {key: item for key, item in self._carriers.items() if not (item.idle and item.done)}
+            return len(self._carriers)
+
+    def waiting_for_commands_only(self) -> bool:
+        """True where every job in hand waits for its command, or its thread has ended."""
+        with self._lock:
+            carriers = tuple(self._carriers.values())
+        return all(
+            item.idle or (item.waits_for_command.is_set() and item.local.state.state == State.RUNNING) for item in carriers
+        )
+
+    def _carry(self, local: LocalJob) -> Carrier:
+        carrier = Carrier(local, self._client, self.config, self._runner, self._news.set)
+        with self._lock:
+            self._carriers[local.state.id] = carrier
+        carrier.start()
+        return carrier
+
+    def leave(self, timeout_s: float = 5.0) -> None:
+        """Leave all jobs as they are, for the next start."""
+        with self._lock:
+            carriers = tuple(self._carriers.values())
+        for carrier in carriers:
+            carrier.leave()
+        for carrier in carriers:
+            carrier.join(timeout_s)
+
+    # Syncs
+
+    def sync(self, wait_s: int, *, leaving: bool = False, fresh_room: bool = True) -> bool:
+        """Ask once and pass on what is told; return whether there was any news. Raises the family's errors."""
+        answer = self._client.sync(self._request(wait_s, leaving, fresh_room))
+        jobs = answer.get("jobs")
+        if not isinstance(jobs, list):
+            raise Unreachable("the answer to sync holds no jobs", hint="is the URL that of a mint-spool server?")
+        with self._telling:  # two answers may tell of the same new job
+            news = [self._tell(told) for told in jobs]
+        # A wait that another sync of this agent ended brought nothing, and is taken up again at once.
+        return any(news) or bool(answer.get("superseded"))
+
+    def _request(self, wait_s: int, leaving: bool, fresh_room: bool) -> dict[str, Any]:
+        in_hand = self.in_hand()
+        room = max(0, self.config.agent["slots"] - in_hand) if fresh_room and not leaving else 0
+        if self.closed_to_new or not self._has_space():
+            room = 0
+        with self._lock:
+            self._seq += 1  # numbered together with the snapshot: the server tells an overtaken one by its number
+            reports = [_report(item) for item in self._carriers.values() if item.local.state.state not in FINAL]
+            seq = self._seq
+        return {
+            "site": self.config.agent["site"],
+            "agent": self._name,
+            "generation": self._generation,
+            "seq": seq,
+            "version": __version__,
+            "room": room,
+            "wait_s": wait_s,
+            "leaving": leaving,
+            "jobs": reports,
+        }
+
+    def _has_space(self) -> bool:
+        left = free_bytes(self._base.folder)
+        if left >= self.config.agent["min_free"]:
+            return True
+        log.warning("no_space", base=self._base.folder, free_bytes=left, why="no new job is taken until there is space")
+        return False
+
+    def _tell(self, told: Any) -> bool:
+        job_id, run_id, want = (str(told.get(key, "")) if isinstance(told, dict) else "" for key in ("id", "run_id", "want"))
+        if not (is_id(job_id) and is_id(run_id)):
+            raise Unreachable("the answer to sync names no job", hint="is the URL that of a mint-spool server?")
+        with self._lock:
+            carrier = self._carriers.get(job_id)
+        if carrier is not None and carrier.local.state.run_id == run_id:
+            return carrier.tell(want)
+        if want == "fetch":
+            return self._take_up(job_id, run_id, carrier)
+        return False
+
+    def _take_up(self, job_id: str, run_id: str, former: Carrier | None) -> bool:
+        if former is not None and not former.idle:
+            log.warning("busy_with_former_run", job=job_id, run=run_id, former=former.local.state.run_id)
+            former.tell("forget")
+            return False  # a later sync tells it again
+        try:
+            state = self._client.state(job_id)
+            if state.run_id != run_id:
+                return False
+            local = LocalJob(self._base.folder / job_id)
+            if local.paths.state.exists():
+                local.load()
+                if local.state.run_id == run_id and local.state.state in FINAL:
+                    log.warning("ended_here_already", job=job_id, run=run_id)
+                    return False
+            local.begin(state)
+        except (SpoolError, OSError) as exc:
+            log.warning("not_taken_up", job=job_id, run=run_id, why=exc)
+            return False
+        log.info("claimed", job=job_id, run=run_id, attempt=state.attempt, command=state.command, user=state.user)
+        self._carry(local)
+        return True
+
+    def _run_herald(self) -> None:
+        """Send a short sync whenever a job has news."""
+        while not self._closing:
+            self._news.wait()
+            self._news.clear()
+            if self._closing:
+                return
+            try:
+                self.sync(0, fresh_room=False)
+            except (SpoolError, OSError) as exc:
+                log.debug("news_not_told", why=exc)  # the loop's next sync tells it
+
+    def close(self) -> None:
+        """Stop the herald."""
+        self._closing = True
+        self._news.set()
+
+    @staticmethod
+    def settle(seconds: float, enough: Callable[[], bool]) -> None:
+        """Wait until `enough()`, at most `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not enough() and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+
+    def pause_s(self, waited: bool, news: bool) -> float:
+        """Return the seconds until the next sync: hardly any after news or a wait at the server, else `poll_s` with jitter."""
+        if waited or news:
+            return LOOK_S
+        pause_s = float(self.config.agent["poll_s"]) * random.uniform(0.9, 1.1)
+        return min(pause_s, self.config.agent["heartbeat_s"]) if self.in_hand() else pause_s
+
+
+def _report(carrier: Carrier) -> dict[str, Any]:
+    state = carrier.local.state
+    return {
+        "id": state.id,
+        "run_id": state.run_id,
+        "state": str(state.state),
+        "ready": carrier.local.ready,
+        "told": carrier.wanted,
+        "exit_code": state.exit_code,
+    }

@@ -1,0 +1,80 @@
+"""`init` writes a commented agent.ini; `check` tries everything that a first job would need, before there is one."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from spool.agent import sample
+from spool.agent.arguments import Arguments, configure, verify
+from spool.agent.client import Client
+from spool.agent.config import AgentConfig, candidates
+from spool.agent.folder import Base
+from spool.errors import SpoolError
+from spool.files import free_bytes, write_new
+from spool.runner import install
+
+PURGED = ("/tmp", "/var/tmp", "/run")
+
+
+def init(args: Arguments, program: Path) -> int:
+    """Write agent.ini where `--config` says, else into the user's configuration folder; never overwrite. Exit code 0 or 2."""
+    target = args.config or candidates(program)[1]
+    text = sample.agent_ini(site=args.site, url=args.url, token_file=args.token[1:])
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        write_new(target, text.encode("utf-8"), mode=0o600)
+    except FileExistsError:
+        print(f"spool_agent.py: {target} exists and was not touched", file=sys.stderr)
+        return 2
+    print(f"{target} was written. Edit it: site, url, token_file, and a [command NAME] for each command that may run.")
+    print("Then try it: spool_agent.py check" + (f" --config {target}" if args.config else ""))
+    return 0
+
+
+def check(args: Arguments, program: Path) -> int:
+    """Print one line a finding, `ok` or `problem` with what to do. Exit code 0 where nothing stands in the way, else 1."""
+    config = configure(args, program)
+    problems = 0
+    for what, why in _findings(config, args):
+        problems += bool(why)
+        print(f"{'problem' if why else 'ok':8} {what}{': ' + why if why else ''}")
+    return 1 if problems else 0
+
+
+def _findings(config: AgentConfig, args: Arguments) -> Iterator[tuple[str, str]]:
+    yield f"configuration {config.source}", "" if config.commands else "allows no command: add a [command NAME]"
+    for command in config.commands.values():
+        found = shutil.which(command.argv[0], path="/usr/local/bin:/usr/bin:/bin")
+        yield f"command {command.name}: {command.argv[0]}", "" if found else "is not there or not executable: correct argv"
+    yield "release", "" if config.release["allow"] else "allows no output to leave: set [release] allow"
+    yield from _base_findings(config)
+    yield f"server {config.agent['url']}, token and site", _ask(config, args)
+
+
+def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
+    base = Base(config.base)
+    try:
+        base.open()
+        install(base.control)
+    except (SpoolError, OSError) as exc:
+        yield f"base {config.base}", str(exc)
+        return
+    purged = str(config.base) in PURGED
+    yield f"base {config.base}", "the system purges it: use a folder of the agent's own" if purged else ""
+    short = free_bytes(config.base) < config.agent["min_free"]
+    yield "free space below base", "less than min_free: no job will be taken" if short else ""
+    for tool in ("sh", "setsid", "find", "sha256sum"):
+        yield f"tool {tool}", "" if shutil.which(tool) else "is missing: install util-linux, coreutils, findutils"
+
+
+def _ask(config: AgentConfig, args: Arguments) -> str:
+    client = Client(config.agent["url"], config.token, verify=verify(config, args))
+    request = {"site": config.agent["site"], "agent": "check", "room": 0, "wait_s": 0, "jobs": []}
+    try:
+        client.sync(request)
+    except SpoolError as exc:
+        return f"{exc.message} ({exc.hint})"
+    return ""

@@ -1,0 +1,133 @@
+"""One job on its way to a site and back: what all its steps need, and how long it may be tried."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from spool import jsonio, log
+from spool.config import Site
+from spool.errors import NotFound, SpoolError
+from spool.fields import Fields
+from spool.files import fsync_dir, read_record, replace_file
+from spool.incoming import Incoming
+from spool.paths import JobPaths
+from spool.records import Job, JobState
+from spool.ssh import transfer
+from spool.ssh.connection import Connection, Stopped
+from spool.ssh.site import AtSite
+from spool.states import WITH_SITE
+from spool.store import Store
+
+AGENT = "ssh-push"
+TAIL_EVERY_S = 2.0
+
+
+class NoLongerOurs(Exception):
+    """The job was canceled, given up or requeued meanwhile: this run is over for us."""
+
+
+@dataclass
+class Trip:
+    """One run of one job. `base` is the site's base as it was when the run first went there, whatever spool.ini says now."""
+
+    store: Store
+    job: Job
+    site: Site
+    there: AtSite
+    stop: threading.Event
+    tailed_at: float = 0.0
+
+    @classmethod
+    def of(cls, store: Store, site: Site, connection: Connection, state: JobState, stop: threading.Event) -> Trip:
+        """Return the trip of the job's current run."""
+        incoming = store.paths.job(state.id).incoming_of(state.run_id)
+        base = _remembered_base(incoming, site.base)
+        return cls(store, store.job(state.id), site, AtSite(connection, base, state.id, state.run_id), stop)
+
+    @property
+    def paths(self) -> JobPaths:
+        """The job's folder at MInt."""
+        return self.store.paths.job(self.there.job_id)
+
+    @property
+    def incoming(self) -> Path:
+        """Where the results of this run arrive."""
+        return self.paths.incoming_of(self.there.run_id)
+
+    def state(self) -> JobState:
+        """Return where the job stands; `NoLongerOurs` where this run is not its current one any more."""
+        state = self.store.state(self.there.job_id)
+        if state.run_id != self.there.run_id or state.state not in WITH_SITE:
+            raise NoLongerOurs
+        return state
+
+    def pause(self, seconds: float) -> None:
+        """Wait; `Stopped` where the push is ending."""
+        if self.stop.wait(seconds):
+            raise Stopped
+
+    def pause_unless_canceled(self, seconds: float) -> None:
+        """Wait, but not longer than until somebody asks for a cancel."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self.state().cancel_requested_at:
+            self.pause(min(left, 1.0))
+
+    def tail_logs(self) -> None:
+        """Fetch what has come to the logs, so that they can be read while the command runs; at most every two seconds."""
+        if time.monotonic() - self.tailed_at < TAIL_EVERY_S:
+            return
+        self.tailed_at = time.monotonic()
+        try:
+            with transfer.fetch_lock(self.incoming, self.pause) as lock:
+                transfer.fetch_logs(self.there, self.incoming, lock, append=True)
+        except SpoolError as exc:
+            if exc.transient:
+                raise
+            log.warning("logs_not_fetched", job=self.there.job_id, why=exc)
+
+    def take_back_half_moved(self) -> None:
+        """Undo what a crash left between the move of the results to their place and the final state: fetching goes on from it."""
+        Incoming(self.incoming).prepare()
+        with self.store.locked(self.there.job_id):
+            self.state()
+            for name, place in (("out", self.paths.out), ("log", self.paths.log)):
+                if place.exists() and not (self.incoming / "files" / name).exists():
+                    os.rename(place, self.incoming / "files" / name)
+            fsync_dir(self.paths.folder)
+
+    def mark_if_over(self, spool_id: str) -> None:
+        """Where this run is over, let the site's folder be cleaned away in time; not worth a failure."""
+        try:
+            with contextlib.suppress(NoLongerOurs):
+                self.state()
+                return
+            self.there.delivered(spool_id, self.site.keep_days)
+        except (SpoolError, OSError, Stopped) as exc:
+            log.warning("not_marked_delivered", job=self.there.job_id, why=exc)
+
+
+def _remembered_base(incoming: Path, base: str) -> str:
+    """Return the base that this run has used so far; on its first call that is `base`, and it is recorded."""
+    path = incoming / "site.json"
+    with contextlib.suppress(FileNotFoundError):
+        return Fields(jsonio.loads(read_record(path, 65536), "site.json"), "site.json").string("base")
+    Incoming(incoming).prepare()
+    replace_file(path, jsonio.dumps({"base": base}))
+    return base
+
+
+def forget(store: Store, site: str, job_id: str) -> None:
+    """Drop a stale index entry of a job that is not in our hands, judged under the job's lock."""
+    with store.locks.hold(job_id):
+        try:
+            state = store.state(job_id)
+            ours = state.agent == AGENT and state.site == site and state.state in WITH_SITE
+        except NotFound:
+            ours = False
+        if not ours:
+            store.queue.remove_active(site, AGENT, job_id)

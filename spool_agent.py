@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""spool_agent.py: runs at the company, fetches the jobs its site may run, runs them, returns what may leave (docs/agent.md).
+
+    spool_agent.py SITE URL TOKEN|@FILE [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
+    spool_agent.py --config etc/agent.ini [--once]
+    spool_agent.py init | check [--config etc/agent.ini]
+
+The loop, in order: sync (say what is here, be told what is wanted), and for each job fetch, run, return; those three are in
+`spool.agent.carrier`. Every step is in the job's folder before it is taken, so a restart carries on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from spool import __version__, log
+from spool.agent import arguments, setup
+from spool.agent.client import Client, retry_delay_s
+from spool.agent.config import AgentConfig
+from spool.agent.folder import Base
+from spool.agent.loop import Agent
+from spool.errors import Busy, ConfigError, NotAllowed, SpoolError, Unauthorized, UnknownSite
+from spool.runner import LocalRunner, install
+
+SHORT_S = 0.5  # a sync that took less did not wait at the server
+EXIT_TRY_LATER, EXIT_NOT_ALLOWED, EXIT_CONFIG = 75, 77, 78
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the agent; return its exit code (docs/agent.md, "Exit codes")."""
+    os.umask(0o077)
+    args = arguments.parse(sys.argv[1:] if argv is None else argv)
+    program = Path(__file__).resolve()
+    try:
+        if args.verb == "init":
+            return setup.init(args, program)
+        if args.verb == "check":
+            return setup.check(args, program)
+        config = arguments.configure(args, program)
+        log.setup(config.agent["log"], debug=args.debug)
+        base = Base(config.base)
+        identity = base.open()
+        with base.lock():
+            return _work(config, args, base, identity)
+    except Busy:
+        print(f"spool_agent.py: another agent works in {config.base}\n  stop it first, or set another base", file=sys.stderr)
+        return EXIT_TRY_LATER
+    except SpoolError as exc:
+        print(f"spool_agent.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(exc, ConfigError) else EXIT_TRY_LATER
+
+
+def _work(config: AgentConfig, args: arguments.Arguments, base: Base, identity: tuple[str, int]) -> int:
+    client = Client(config.agent["url"], config.token, verify=arguments.verify(config, args))
+    agent = Agent(config, client, base, identity, LocalRunner(install(base.control)))
+    arguments.greet(config, args)
+    log.info("started_agent", site=config.agent["site"], url=config.agent["url"], base=config.base, version=__version__)
+    stop = Stop()
+    in_hand = agent.take_up_again()
+    if in_hand:
+        log.info("carrying_on", jobs=in_hand)
+    code = _once(agent, stop) if args.once else _loop(agent, stop, args)
+    agent.leave()
+    agent.close()
+    _say_goodbye(agent)
+    log.info("stopped_agent", code=code)
+    return code
+
+
+class Stop:
+    """SIGINT once: finish what is in hand. SIGINT twice, or SIGTERM: leave commands running, detached, for the next start."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.now = threading.Event()
+        signal.signal(signal.SIGINT, self._interrupt)
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked.is_set():
+            self.now.set()
+        self.asked.set()
+        print("Ctrl + C スクリプト停止要求受付", flush=True)
+
+    def _terminate(self, signum: int, frame: FrameType | None) -> None:
+        self.asked.set()
+        self.now.set()
+
+
+def _loop(agent: Agent, stop: Stop, args: arguments.Arguments) -> int:
+    """Sync until told to stop; the syncs run in a thread of their own, so that a signal is heard at once."""
+    ended: list[int] = []
+    thread = threading.Thread(target=lambda: ended.append(_sync_for_ever(agent, stop, args)), name="sync", daemon=True)
+    thread.start()
+    while thread.is_alive() and not stop.now.is_set():
+        if stop.asked.wait(0.2):
+            agent.closed_to_new = True
+            if not agent.in_hand():
+                break
+            stop.now.wait(0.2)
+    return ended[0] if ended else 0
+
+
+def _sync_for_ever(agent: Agent, stop: Stop, args: arguments.Arguments) -> int:
+    tries = 0
+    while not stop.now.is_set():
+        began = time.monotonic()
+        wait_s = agent.config.agent["wait_s"]
+        try:
+            news = agent.sync(0 if stop.asked.is_set() else wait_s)
+            tries = 0
+        except SpoolError as exc:
+            tries += 1
+            if args.retry and tries > args.retry[0] and not agent.in_hand():
+                log.error("given_up", tries=tries, why=exc)
+                return EXIT_NOT_ALLOWED if isinstance(exc, (Unauthorized, NotAllowed)) else EXIT_TRY_LATER
+            delay_s = args.retry[1] if args.retry else retry_delay_s(tries - 1, exc)
+            log.warning("sync_failed", code=exc.code, in_s=f"{delay_s:.1f}", why=exc, hint=exc.hint)
+            stop.now.wait(delay_s)
+            continue
+        stop.now.wait(agent.pause_s(bool(wait_s) and time.monotonic() - began >= SHORT_S, news))
+    return 0
+
+
+def _once(agent: Agent, stop: Stop) -> int:
+    """One pass for cron: sync, carry every job as far as it goes without waiting long for its command, exit."""
+    try:
+        agent.sync(0)
+    except (Unauthorized, NotAllowed, UnknownSite) as exc:
+        log.error("sync_failed", code=exc.code, why=exc, hint=exc.hint)
+        return EXIT_NOT_ALLOWED
+    except SpoolError as exc:
+        log.error("sync_failed", code=exc.code, why=exc, hint=exc.hint)
+        return EXIT_TRY_LATER
+    agent.closed_to_new = True
+    while agent.in_hand() and not agent.waiting_for_commands_only() and not stop.asked.is_set():
+        agent.settle(1.0, lambda: not agent.in_hand() or agent.waiting_for_commands_only() or stop.asked.is_set())
+    agent.settle(agent.config.agent["once_wait_s"], lambda: not agent.in_hand() or stop.asked.is_set())
+    return 0
+
+
+def _say_goodbye(agent: Agent) -> None:
+    """Tell the server what this agent leaves, so that a job it was just given is free for others at once."""
+    try:
+        agent.sync(0, leaving=True)
+    except SpoolError as exc:
+        log.debug("goodbye_not_heard", why=exc)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
