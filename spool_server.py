@@ -112,24 +112,23 @@ def _serve(config: LiveConfig, store: Store, listening: socket.socket) -> None:
     wakeups, contacts = Wakeups(options["max_waiters"]), Contacts(store)
     upkeep = Upkeep(store, config, contacts)
     server = _waitress(build(store, config, wakeups, contacts), listening, options)
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        wakeups.stop()  # a waiting sync would otherwise keep its thread, and the end, for up to 25 s
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     upkeep.start()
     host, port = listening.getsockname()[:2]
     log.info("serving", spool=store.paths.root, listen=f"{host}:{port}", config=config.path, version=__version__)
     try:
         server.run()
-    except SystemExit:
-        log.info("stopping")
     finally:
         wakeups.close()
         server.close()
         upkeep.stop()
     log.info("stopped")
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
 
 
 def _waitress(app: Bottle, listening: socket.socket, options: dict[str, Any]) -> Any:

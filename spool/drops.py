@@ -31,8 +31,23 @@ from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobStat
 from spool.states import State
 from spool.store import Store
 
+REJUDGE_S = 1.0
+
+
+class Unreadable(InvalidRecord):
+    """job.json is not there or not whole JSON: perhaps it is still being written."""
+
+
+class OddInputs(InvalidName):
+    """`in/` holds a link or a name that cannot be carried: perhaps a temporary file of whoever is still writing."""
+
+
+class OddDrop(InvalidName):
+    """Something in `drop/` that is no job folder: perhaps it is about to be renamed."""
+
+
 # Reasons that may pass: the folder is perhaps still being written.
-_UNFINISHED = (MissingInputs, InvalidRecord, Busy)
+_UNFINISHED = (MissingInputs, Unreadable, OddInputs, OddDrop, Busy)
 
 
 def may_accept(paths: SpoolPaths) -> bool:
@@ -84,6 +99,7 @@ class _Look:
 
     seen: tuple[int, ...]
     quiet_since: float
+    judged_at: float
 
 
 class Drops:
@@ -113,7 +129,7 @@ class Drops:
 
     def _due(self, name: str) -> bool:
         look = self._looks.get(name)
-        return look is None or time.monotonic() - look.quiet_since > 1 or look.seen != _fingerprint(self._paths.drop / name)
+        return look is None or time.monotonic() - look.judged_at > REJUDGE_S or look.seen != _fingerprint(self._paths.drop / name)
 
     def _safely(self, name: str, config: SpoolConfig) -> None:
         try:
@@ -124,7 +140,7 @@ class Drops:
     def accept(self, name: str, config: SpoolConfig) -> JobState | None:
         """Judge the drop `name` now: accepted (its state is returned), rejected, or not finished yet (None)."""
         if not is_id(name):
-            self._reject_unless_fresh(name, InvalidName(f"{name!r} is not a UUID", hint="name the folder with uuidgen"), config)
+            self._reject_unless_fresh(name, OddDrop(f"{name!r} is not a UUID", hint="name the folder with uuidgen"), config)
             return None
         staging = self._paths.accepting(name)
         taken = (staging / "job").exists()
@@ -164,11 +180,8 @@ class Drops:
         """Return the job and its user; raise whatever stands against it. Reads only, and hashes nothing."""
         info = os.lstat(folder)
         if not stat.S_ISDIR(info.st_mode):
-            raise InvalidName(f"drop/{name} is not a folder", hint="hand in a folder that holds job.json and in/")
-        try:
-            job = Job.parse(read_record(folder / "job.json", JOB_LIMIT_BYTES))
-        except (FileNotFoundError, PermissionError) as exc:
-            raise InvalidRecord("job.json is missing or unreadable", hint="write job.json last, readable by the group") from exc
+            raise OddDrop(f"drop/{name} is not a folder", hint="hand in a folder that holds job.json and in/")
+        job = Job.parse(_whole_json(folder / "job.json"))
         if job.id not in ("", name):
             raise InvalidName(f"job.json names the id {job.id}, the folder {name}", hint="leave id out, or make them equal")
         user = _user_of(job, _owner_of(folder, info), config)
@@ -237,8 +250,9 @@ class Drops:
         now, seen = time.monotonic(), _fingerprint(folder)
         look = self._looks.get(name)
         if look is None or look.seen != seen:
-            look = self._looks[name] = _Look(seen, now)
-        if isinstance(why, (*_UNFINISHED, InvalidName)) and now - look.quiet_since < config.server["drop_quiet_s"]:
+            look = self._looks[name] = _Look(seen, now, now)
+        look.judged_at = now
+        if isinstance(why, _UNFINISHED) and now - look.quiet_since < config.server["drop_quiet_s"]:
             return
         self._reject(name, folder, why)
         self._looks.pop(name, None)
@@ -258,10 +272,22 @@ class Drops:
         log.warning("rejected", job=name, code=why.code, why=why.message, folder=target)
 
 
+def _whole_json(path: Path) -> bytes:
+    """Return the bytes of job.json if they are whole JSON; `Unreadable` where they are not there, or not yet."""
+    try:
+        data = read_record(path, JOB_LIMIT_BYTES)
+        jsonio.loads(data, "job.json")
+    except (FileNotFoundError, PermissionError) as exc:
+        raise Unreadable("job.json is missing or unreadable", hint="write job.json last, readable by the group") from exc
+    except InvalidRecord as exc:
+        raise Unreadable(exc.message, hint=exc.hint) from exc
+    return data
+
+
 def _check_listing(listing: Listing, named: set[str]) -> None:
     """Raise unless `in/` holds exactly the files that job.json names."""
     if listing.odd:
-        raise InvalidName(f"in/ holds what cannot be carried: {'; '.join(listing.odd[:5])}", hint="put regular files there")
+        raise OddInputs(f"in/ holds what cannot be carried: {'; '.join(listing.odd[:5])}", hint="put regular files there")
     missing, extra = sorted(named - set(listing.files)), sorted(set(listing.files) - named)
     if missing:
         raise MissingInputs(f"in/ does not hold {', '.join(missing[:5])}", hint="put every input named in job.json into in/")

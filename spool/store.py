@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 from spool import journal, jsonio, log
 from spool.creation import open_spool
-from spool.errors import Conflict, InvalidRecord, NotFound, StaleRun
+from spool.errors import Conflict, InvalidRecord, NotFound, SpoolError, StaleRun
 from spool.files import append_line, fsync_dir, last_line, read_record, replace_file
 from spool.instants import to_epoch, utc_now
 from spool.locks import JobLocks
@@ -94,6 +94,8 @@ class Store:
                 yield self.state(job_id)
             except NotFound:  # taken by retention, or moved to corrupt/, meanwhile
                 continue
+            except (SpoolError, OSError) as exc:  # of another format, or unreadable for now: it does not stop the others
+                log.warning("job_skipped", job=job_id, why=exc)
 
     def _corrupt(self, job_id: str, why: str) -> NotFound:
         """Move the job's folder to `corrupt/` with a reason.json and return the error to raise."""
@@ -186,7 +188,11 @@ class Store:
         """
         claimed: list[JobState] = []
         for entry in self.queue.waiting(site, users) if room > 0 else ():
-            state = self._claim_entry(site, entry, agent)
+            try:
+                state = self._claim_entry(site, entry, agent)
+            except (SpoolError, OSError) as exc:  # this one waits; the others are not delayed
+                log.error("not_claimed", job=entry.job_id, site=site, why=exc)
+                continue
             if state is not None:
                 claimed.append(state)
             if len(claimed) >= room:

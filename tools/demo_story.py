@@ -42,11 +42,7 @@ JOB_LIMIT_S = 180.0
 
 
 class DemoError(Exception):
-    """Something is not as it must be; the text says what, in both languages (English, Japanese)."""
-
-    def __init__(self, english: str, japanese: str, log: Path | None = None) -> None:
-        super().__init__(english, japanese)
-        self.log = log
+    """Something is not as it must be; the two arguments say what: English, Japanese."""
 
 
 class Teller:
@@ -148,6 +144,15 @@ class Stage:
             raise DemoError(words, words)
         return done.stdout
 
+    def stop(self, process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        process.wait()
+        self._running.remove(process)
+
+    def ended(self, but: subprocess.Popen[bytes]) -> bool:
+        """Whether any program in the background has ended that should not have."""
+        return any(process.poll() is not None for process in self._running if process is not but)
+
     def close(self) -> None:
         """End what was started, and what that has left running: jobs have sessions of their own."""
         for process in reversed(self._running):
@@ -219,7 +224,7 @@ def start_webapi(stage: Stage, tell: Teller) -> str:
     config = write_private(stage.mint / "spool.ini", fill(ini, settings))
     log = stage.mint / "server.log"
     server = stage.start("spool_server.py", log, config)
-    wait_for(lambda: answers(port), server, log, 20, f"127.0.0.1:{port}/health")
+    wait_for(lambda: answers(port), server, 20, f"127.0.0.1:{port}/health")
     where = f"127.0.0.1:{port}"
     tell.head(f"MInt: spool_server.py listens on {where}", f"MInt: spool_server.py が {where} で待ち受け")
 
@@ -284,7 +289,7 @@ def start_ssh(stage: Stage, tell: Teller) -> str:
     config = write_private(stage.mint / "spool.ini", fill(EXAMPLES / "ssh" / "spool.ini", settings))
     log = stage.mint / "push.log"
     push = stage.start("ssh_push.py", log, config)
-    wait_for((stage.spool / "spool.json").exists, push, log, 20, "spool.json")
+    wait_for((stage.spool / "spool.json").exists, push, 20, "spool.json")
     tell.head("MInt: ssh_push.py watches the spool", "MInt: ssh_push.py がスプールを監視")
     return site
 
@@ -320,7 +325,7 @@ PasswordAuthentication no
 SetEnv "HOME={home}"
 """)  # fmt: skip
         process = stage.spawn([sshd, "-D", "-e", "-f", str(config)], log)
-        wait_for(lambda: _accepts(port), process, log, 10, f"sshd 127.0.0.1:{port}")
+        wait_for(lambda: _accepts(port), process, 10, f"sshd 127.0.0.1:{port}")
         done = subprocess.run(
             ["ssh", "-F", ssh_config, "example-ssh", "rsync --version"], env=stage.env, check=False, timeout=60,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
@@ -329,9 +334,8 @@ SetEnv "HOME={home}"
         if done.returncode == 0:
             return
         tried = done.stdout.strip()
-        process.terminate()
-        process.wait()
-    raise DemoError(f"no login by ssh: {tried}", f"sshで接続できません: {tried}", log)
+        stage.stop(process)
+    raise DemoError(f"no login by ssh: {tried}", f"sshで接続できません: {tried}")
 
 
 def _accepts(port: int) -> bool:
@@ -340,14 +344,12 @@ def _accepts(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(
-    there: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, limit_s: float, what: str
-) -> None:
+def wait_for(there: Callable[[], bool], process: subprocess.Popen[bytes], limit_s: float, what: str) -> None:
     """Until `there()`; DemoError when the process ends or the time is over."""
     deadline = time.monotonic() + limit_s
     while not there():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise DemoError(f"waited in vain for {what}", f"応答がありません: {what}", log)
+            raise DemoError(f"waited in vain for {what}", f"応答がありません: {what}")
         time.sleep(0.05)
 
 
@@ -368,13 +370,15 @@ def run_module(stage: Stage, site: str, mode: str, tell: Teller) -> Path:
     }  # fmt: skip
     log = stage.mint / "module.log"
     process = stage.spawn([str(script), YOUNG_MPA, POISSON, YIELD_MPA], log, stage.module, env)
-    try:
-        code = process.wait(timeout=JOB_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        raise DemoError("the job did not end in time", "ジョブが時間内に終わりません", log) from None
+    deadline = time.monotonic() + JOB_LIMIT_S
+    while process.poll() is None:
+        if stage.ended(but=process) or time.monotonic() > deadline:
+            raise DemoError("the job did not end, or a program did", "ジョブが終わらないか、プログラムが終了しました")
+        time.sleep(0.05)
+    code = process.returncode
     said = log.read_text(encoding="utf-8", errors="replace").split()
     if code != 0 or not said:
-        raise DemoError(f"program A ended with {code}", f"プログラム(A)が {code} で終わりました", log)
+        raise DemoError(f"program A ended with {code}", f"プログラム(A)が {code} で終わりました")
     return stage.spool / "jobs" / said[-1]
 
 
@@ -541,8 +545,8 @@ def main() -> int:
         return 0
     except DemoError as error:
         print("tools/demo: " + tell.pick(*error.args), file=sys.stderr)
-        if error.log and error.log.exists():
-            print(f"--- {error.log}\n" + error.log.read_text(errors="replace")[-4000:], file=sys.stderr)
+        for log in sorted(top.rglob("*.log")):
+            print(f"--- {log}\n" + log.read_text(errors="replace")[-3000:], file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -26,8 +26,8 @@ from spool.ctl.progress import drawing
 from spool.ctl.remote import RemoteBackend
 from spool.ctl.submission import job_of
 from spool.ctl.waiting import LogFollower, Waiter, tell_error
-from spool.errors import Busy, ConfigError, SpoolError, from_os_error
-from spool.states import FINAL
+from spool.errors import Busy, ConfigError, Conflict, SpoolError, from_os_error
+from spool.states import FINAL, State
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         args.umask = os.umask(SPOOL_UMASK)
-        return _run(args)
+        code = _run(args)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         note("interrupted_plain")
         return exits.INTERRUPTED
@@ -163,6 +165,8 @@ def _fetch(args: argparse.Namespace, backend: Backend) -> int:
 def _cancel(args: argparse.Namespace, backend: Backend) -> int:
     def cancel(job_id: str) -> None:
         state = backend.cancel(job_id)
+        if state.state in FINAL and state.state != State.CANCELED:
+            raise Conflict(f"job {job_id} is {state.state} already", hint="there is nothing to cancel")
         say("canceled" if state.state in FINAL else "cancel_asked", id=job_id, state=state.state)
 
     return _each(args.ids, backend, cancel)

@@ -35,7 +35,7 @@ class Waiter:
         self._poll_s = backend.poll_s[0]
 
     def wait(self, timeout_s: float | None, progress: Progress) -> int:
-        """Return the jobs' exit code; 75 after `timeout_s`. Ctrl+C tells how to go on and passes through."""
+        """Return the jobs' exit code; 75 after `timeout_s`; 130 after Ctrl+C, having told how to go on."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             while self._look_at_all():
@@ -47,7 +47,7 @@ class Waiter:
                 self._poll_s = min(self._poll_s * 1.5, self._backend.poll_s[1])
         except KeyboardInterrupt:
             note("interrupted", where=where(self._backend), ids=self._open_ids())
-            raise
+            return exits.INTERRUPTED
         return exits.worst([job.code or 0 for job in self._jobs])
 
     def _timed_out(self, timeout_s: float) -> int:
@@ -94,7 +94,7 @@ class Waiter:
                 note("hint", hint=hint)
 
     def _say(self, job_id: str, entry: HistoryEntry) -> None:
-        key = "remark" if entry.source == entry.target else "change"
+        key = "remark" if entry.source in ("", entry.target) else "change"
         key += "_of" if len(self._jobs) > 1 else ""
         values = vars(entry)
         say(key, id=job_id[:8], **{name: values[name] for name in ("at", "source", "target", "by", "why")})

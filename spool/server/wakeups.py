@@ -63,11 +63,16 @@ class Wakeups:
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Wake everybody and stop watching."""
+    def stop(self) -> None:
+        """Let nobody wait any more. Returns at once; a signal handler may call it."""
         self._closed.set()
         for waiter in self._all():
+            waiter.superseded = True
             waiter.wake()
+
+    def close(self) -> None:
+        """Let nobody wait any more, and end the watching thread."""
+        self.stop()
         self._thread.join()
 
     def enter(self, agent: str, site: str, folders: Iterable[Path]) -> Waiter | None:

@@ -16,7 +16,6 @@ from urllib.parse import quote
 from components.rig import Rig, Section
 from components.waiting import wait_until
 from server.spools import DECK, job_json
-
 from spool.names import new_id
 from spool.records import FileEntry, Result
 from spool.server.tokens import TokenFile
@@ -55,9 +54,7 @@ class Client:
         self.port = port
         self.token = token
 
-    def __call__(
-        self, method: str, path: str, body: bytes | None = None, *, timeout_s: float = 30, **headers: str
-    ) -> Answer:
+    def __call__(self, method: str, path: str, body: bytes | None = None, *, timeout_s: float = 30, **headers: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             if self.token:
@@ -93,7 +90,14 @@ class Agent(Client):
     def body(self, *jobs: Mapping[str, Any], room: int = 1, wait_s: int = 0, **more: Any) -> bytes:
         """The body of the next sync."""
         self.seq += 1
-        value = {"site": self.site, "agent": self.name, "generation": self.generation, "seq": self.seq, "room": room, "wait_s": wait_s}
+        value = {
+            "site": self.site,
+            "agent": self.name,
+            "generation": self.generation,
+            "seq": self.seq,
+            "room": room,
+            "wait_s": wait_s,
+        }
         return json.dumps({**value, "jobs": list(jobs), **more}).encode()
 
     def sync(self, *jobs: Mapping[str, Any], **more: Any) -> list[dict[str, Any]]:

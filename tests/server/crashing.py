@@ -57,7 +57,7 @@ def fork(work: Callable[[], object]) -> int:
         try:
             work()
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001  (the child ends here, whatever it was)
             traceback.print_exc()
         finally:
             os._exit(code)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from components.rig import Section, write_ini
-
 from spool.config import SpoolConfig, read_config
 from spool.drops import Drops, first_state
 from spool.names import new_id
@@ -68,7 +67,9 @@ def queued(store: Store, **keys: Any) -> JobState:
     return state
 
 
-def quick_job(store: Store, *, user: str = USER, site: str = SITE, priority: int = 0, state: State = State.QUEUED, **more: Any) -> JobState:
+def quick_job(
+    store: Store, *, user: str = USER, site: str = SITE, priority: int = 0, state: State = State.QUEUED, **more: Any
+) -> JobState:
     """A job written straight into `jobs/`, without a sync: for many of them."""
     job = Job(site=site, command="ccx", user=user, priority=priority, **more)
     made = first_state(job, new_id(), user, (), state=state, by=user)
@@ -98,7 +99,9 @@ def running(store: Store, **more: Any) -> JobState:
 
 def result_of(state: JobState, files: tuple[FileEntry, ...] = (), **more: Any) -> Result:
     """A result of the state's run: success unless told otherwise."""
-    return Result(id=state.id, run_id=state.run_id, attempt=state.attempt, exit_code=more.pop("exit_code", 0), files=files, **more)
+    return Result(
+        id=state.id, run_id=state.run_id, attempt=state.attempt, exit_code=more.pop("exit_code", 0), files=files, **more
+    )
 
 
 def in_state(store: Store, word: State) -> JobState:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import http.client
+import os
 import threading
 import time
 from typing import Any
 
 import pytest
+
 from components.waiting import wait_until
 from server.client import Agent, Service, held
 from server.spools import DECK
-
 from spool.names import new_id
 
 
@@ -27,8 +30,9 @@ class Waiting:
 
     def _run(self, agent: Agent, body: bytes) -> None:
         began = time.monotonic()
-        self.told = agent.ok("POST", "/v1/sync", body).json["jobs"]
-        self.seconds = time.monotonic() - began
+        with contextlib.suppress(OSError, http.client.HTTPException):  # the server was stopped
+            self.told = agent.ok("POST", "/v1/sync", body).json["jobs"]
+            self.seconds = time.monotonic() - began
 
     @property
     def over(self) -> bool:
@@ -156,7 +160,9 @@ def test_a_disabled_site_gets_nothing_new_and_brings_home_what_it_has(service: S
     assert [job["want"] for job in service.agent.sync(held(told, "running"), room=5)] == ["run"]
     assert service.agent.deliver(told, {"out/a": b"1"}).json["state"] == "completed"
     assert service.agent.sync(room=5) == []
-    service.agent_of("alice", site="elsewhere")("POST", "/v1/sync", service.agent_of("alice", site="elsewhere").body()).problem(404)
+    service.agent_of("alice", site="elsewhere")("POST", "/v1/sync", service.agent_of("alice", site="elsewhere").body()).problem(
+        404
+    )
 
 
 # ---- waiting
@@ -303,13 +309,11 @@ def test_sigterm_ends_waits_and_the_server(service: Service) -> None:
     waits(service)
     began = time.monotonic()
     assert service.process.stop() == 0
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 3, "a waiting sync holds up the stop, and some agent always waits"
     wait_until(lambda: waiting.over, 5, "the waiting sync is over")
 
 
 def test_a_server_stops_although_there_is_a_fifo_in_drop(service: Service) -> None:
-    import os
-
     os.mkfifo(service.store.paths.drop / "fifo")
     name = service.drop(wait=False)
     service.rig.wait_state(name, "queued", deadline_s=5)

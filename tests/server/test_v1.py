@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -13,9 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+
 from server.client import Client, Service, held, result, tar_of
 from server.spools import DECK, job_json
-
 from spool.names import new_id
 
 ID = "0d9de71c-5a4b-4b0a-8d20-1f4a3a1f9a10"
@@ -29,20 +31,34 @@ def job(name: str, rest: str = "") -> str:
 
 
 ROUTES = [
-    ("POST", "/v1/sync", b"{}"), ("POST", "/v1/jobs", job_json()), ("GET", "/v1/jobs", None), ("GET", job("@"), None),
-    ("POST", job("@", "/enqueue"), b""), ("POST", job("@", "/cancel"), b""), ("POST", job("@", "/requeue"), b""),
-    ("POST", job("@", "/finish"), b"{}"), ("GET", job("@", "/files/job.json"), None), ("GET", job("@", "/in.tar"), None),
-    ("POST", job("@", "/files/out.tar"), b""), ("GET", job("@", "/files/in/beam.inp"), None), ("HEAD", job("@", "/files/in/beam.inp"), None),
-    ("PATCH", job("@", "/files/in/beam.inp"), b""), ("GET", job("@", "/files/out/a"), None), ("HEAD", job("@", "/files/out/a?run_id=x"), None),
-    ("PATCH", job("@", "/files/out/a"), b""), ("PATCH", job("@", "/files/log/a"), b""), ("GET", "/metrics", None), ("GET", "/", None),
-]  # fmt: skip
+    ("POST", "/v1/sync", b"{}"),
+    ("POST", "/v1/jobs", job_json()),
+    ("GET", "/v1/jobs", None),
+    ("GET", job("@"), None),
+    ("POST", job("@", "/enqueue"), b""),
+    ("POST", job("@", "/cancel"), b""),
+    ("POST", job("@", "/requeue"), b""),
+    ("POST", job("@", "/finish"), b"{}"),
+    ("GET", job("@", "/files/job.json"), None),
+    ("GET", job("@", "/in.tar"), None),
+    ("POST", job("@", "/files/out.tar"), b""),
+    ("GET", job("@", "/files/in/beam.inp"), None),
+    ("HEAD", job("@", "/files/in/beam.inp"), None),
+    ("PATCH", job("@", "/files/in/beam.inp"), b""),
+    ("GET", job("@", "/files/out/a"), None),
+    ("HEAD", job("@", "/files/out/a?run_id=x"), None),
+    ("PATCH", job("@", "/files/out/a"), b""),
+    ("PATCH", job("@", "/files/log/a"), b""),
+    ("GET", "/metrics", None),
+    ("GET", "/", None),
+]
 
 
 def test_without_a_token_that_counts_nothing_is_told(service: Service) -> None:
     name = service.drop()
     for method, path, body in ROUTES:
         path = path.replace("@", name)
-        for client in (Client(service.port), Client(service.port, f"{hash((method, path)):064x}"[:64].replace("-", "0"))):
+        for client in (Client(service.port), Client(service.port, hashlib.sha256(f"{method} {path}".encode()).hexdigest())):
             answer = client(method, path, body)
             assert answer.status == 401, (method, path)
             assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -181,11 +197,15 @@ def test_an_enqueue_that_was_cut_in_two_can_be_begun_again(service: Service) -> 
 @pytest.mark.parametrize(
     ("keys", "status", "code"),
     [
-        ({"site": "nowhere"}, 404, "unknown_site"), ({"site": "site-b", "command": "rm"}, 403, "command_not_allowed"),
-        ({"inputs": ["../x"]}, 400, "invalid_name"), ({"site": None}, 400, "invalid_record"), ({"format": 9}, 500, "unknown_format"),
-        ({"expires_at": "2001-01-01T00:00:00Z"}, 400, "invalid_record"), ({"expires_at": "9999-12-31T23:59:59-01:00"}, 400, "invalid_record"),
+        ({"site": "nowhere"}, 404, "unknown_site"),
+        ({"site": "site-b", "command": "rm"}, 403, "command_not_allowed"),
+        ({"inputs": ["../x"]}, 400, "invalid_name"),
+        ({"site": None}, 400, "invalid_record"),
+        ({"format": 9}, 500, "unknown_format"),
+        ({"expires_at": "2001-01-01T00:00:00Z"}, 400, "invalid_record"),
+        ({"expires_at": "9999-12-31T23:59:59-01:00"}, 400, "invalid_record"),
     ],
-)  # fmt: skip
+)
 def test_register_refuses(service: Service, keys: dict[str, Any], status: int, code: str) -> None:
     found = service.alice("POST", "/v1/jobs", job_json(**keys))
     if code != "unknown_format":
@@ -200,7 +220,9 @@ def test_site_users(service: Service) -> None:
     service.client("bob", "submitter")("POST", "/v1/jobs", job_json(site="site-b")).problem(403, "not_allowed")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"site": NaN}', b"[" * 100000, b'{"a":1,"a":2}', b'"' + b"x" * 1000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff", b'{"site": NaN}', b"[" * 100000, b'{"a":1,"a":2}', b'"' + b"x" * 1000]
+)
 def test_malformed_bodies(service: Service, body: bytes) -> None:
     name = service.drop()
     job_told = service.agent.claim()
@@ -213,11 +235,16 @@ def test_malformed_bodies(service: Service, body: bytes) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {"site": "site-a"}, {"agent": "a"}, {"site": "../x", "agent": "a"}, {"site": "site-a", "agent": "a/b"},
-        {"site": "site-a", "agent": "a", "room": -1}, {"site": "site-a", "agent": "a", "wait_s": "5"},
-        {"site": "site-a", "agent": "a", "jobs": [1]}, {"site": "site-a", "agent": "a", "jobs": [{"id": "x"}]},
+        {"site": "site-a"},
+        {"agent": "a"},
+        {"site": "../x", "agent": "a"},
+        {"site": "site-a", "agent": "a/b"},
+        {"site": "site-a", "agent": "a", "room": -1},
+        {"site": "site-a", "agent": "a", "wait_s": "5"},
+        {"site": "site-a", "agent": "a", "jobs": [1]},
+        {"site": "site-a", "agent": "a", "jobs": [{"id": "x"}]},
     ],
-)  # fmt: skip
+)
 def test_malformed_syncs(service: Service, body: dict[str, Any]) -> None:
     service.agent("POST", "/v1/sync", json.dumps(body).encode()).problem(400)
 
@@ -268,20 +295,25 @@ def raw(port: int, data: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(data)
         found = b""
-        while chunk := connection.recv(65536):
-            found += chunk
+        with contextlib.suppress(ConnectionResetError):  # it closed with some of ours unread
+            while chunk := connection.recv(65536):
+                found += chunk
         return found
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000 + b"\r\n\r\n",
-        b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\n\r\n", b"POST /v1/sync HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        b"POST /v1/sync HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"POST /v1/sync HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\n\r\n",
+        b"POST /v1/sync HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"POST /v1/sync HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/sync HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"GET / HTTP/1.1\r\nA\x00B: c\r\n\r\n",
     ],
-)  # fmt: skip
+)
 def test_rubbish_is_refused_and_the_server_goes_on(service: Service, data: bytes) -> None:
     answer = raw(service.port, data + b"\r\n\r\n")
     assert answer == b"" or answer.split()[1][:1] in (b"4", b"5")
@@ -303,7 +335,20 @@ def test_too_much_at_a_time(service: Service) -> None:
 
 @pytest.mark.parametrize("part", ["in", "out"])
 @pytest.mark.parametrize(
-    "name", ["..%2f..%2fspool.json", "a/../../state.json", "%2e%2e/x", "%2fetc/passwd", "a%00b", "-rf", "a%0ab", "a%0a", "a%ffb", "%ff", "a//b"]
+    "name",
+    [
+        "..%2f..%2fspool.json",
+        "a/../../state.json",
+        "%2e%2e/x",
+        "%2fetc/passwd",
+        "a%00b",
+        "-rf",
+        "a%0ab",
+        "a%0a",
+        "a%ffb",
+        "%ff",
+        "a//b",
+    ],
 )
 def test_hostile_names_in_urls(service: Service, part: str, name: str) -> None:
     service.drop()
@@ -330,9 +375,14 @@ def test_ranges(service: Service) -> None:
     assert (whole.status, whole.body, whole.headers["ETag"], whole.headers["Accept-Ranges"]) == (200, data, etag, "bytes")
     size = len(data)
     for header, start, end in (
-        ("bytes=0-", 0, size), ("bytes=100-199", 100, 200), ("bytes=-7", size - 7, size), (f"bytes={size - 1}-", size - 1, size),
-        ("bytes=10-9999999", 10, size), ("bytes=-9999999", 0, size), ("bytes=0-0", 0, 1),
-    ):  # fmt: skip
+        ("bytes=0-", 0, size),
+        ("bytes=100-199", 100, 200),
+        ("bytes=-7", size - 7, size),
+        (f"bytes={size - 1}-", size - 1, size),
+        ("bytes=10-9999999", 10, size),
+        ("bytes=-9999999", 0, size),
+        ("bytes=0-0", 0, 1),
+    ):
         answer = agent("GET", path, Range=header)
         assert (answer.status, answer.body) == (206, data[start:end]), header
         assert answer.headers["Content-Range"] == f"bytes {start}-{end - 1}/{size}"
@@ -349,10 +399,14 @@ def test_ranges(service: Service) -> None:
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Range": "bytes=5-9", "If_Range": '"other"'}, {"Range": "bytes=5-9", "If_Range": "Mon, 23 Nov 2026 00:00:00 GMT"},
-        {"Range": "bytes=0-1,3-4"}, {"Range": "lines=1-2"}, {"Range": "bytes=-"}, {"Range": "bytes=a-b"},
+        {"Range": "bytes=5-9", "If_Range": '"other"'},
+        {"Range": "bytes=5-9", "If_Range": "Mon, 23 Nov 2026 00:00:00 GMT"},
+        {"Range": "bytes=0-1,3-4"},
+        {"Range": "lines=1-2"},
+        {"Range": "bytes=-"},
+        {"Range": "bytes=a-b"},
     ],
-)  # fmt: skip
+)
 def test_a_range_that_is_not_answered_is_answered_with_200(service: Service, headers: dict[str, str]) -> None:
     """RFC 9110 sections 13.1.5 and 14.2: the whole file is a 200; a client that gets a 206 appends it to what it has."""
     name = service.drop()
@@ -521,9 +575,8 @@ TARS = {
     "negative size": patched_size(b"\xff" * 12),
     "very negative size": patched_size(b"\xff" + b"\x80" + b"\0" * 10),
     "truncated": tar_of({"good": b"1", "a": b"x" * 5000})[:3000],
-    "truncated header": tar_of({"good": b"1", "a": b"x"})[:1100],
     "no tar": b"PK\x03\x04" + os.urandom(2000),
-    "gzip": __import__("gzip").compress(tar_of({"good": b"1"})),
+    "gzip": gzip.compress(tar_of({"good": b"1"})),
     "text": b"hello",
     "empty": b"",
 }

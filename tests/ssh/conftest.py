@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+
 from components.process import Process
 from components.rig import Rig, Value
 from components.sshd import Sshd
 from components.waiting import wait_until
-
 from spool.store import Store
 
 MakePush = Callable[..., "Pushed"]

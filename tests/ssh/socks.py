@@ -36,10 +36,8 @@ class Proxy(socketserver.BaseRequestHandler):
         exactly(client, exactly(client, 2)[1])
         client.sendall(b"\x05\x00")
         kind = exactly(client, 4)[3]
-        if kind == 1:
-            host = socket.inet_ntoa(exactly(client, 4))
-        else:
-            host = exactly(client, exactly(client, 1)[0]).decode()
+        raw = exactly(client, 4) if kind == 1 else exactly(client, exactly(client, 1)[0])
+        host = socket.inet_ntoa(raw) if kind == 1 else raw.decode()
         [port] = struct.unpack(">H", exactly(client, 2))
         print(f"to {host}:{port}", flush=True)
         with socket.create_connection((host, port)) as far:
@@ -75,4 +73,7 @@ def _to_line(line: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    {"serve": serve, "connect": connect}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    else:
+        connect(*sys.argv[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+
 from components.rig import write_ini
 from components.waiting import wait_until
-
 from spool.config import Site, read_config
 from spool.errors import ConfigError, Unreachable
 from spool.manifest import hash_file
@@ -112,7 +113,7 @@ def test_results_that_arrived_damaged_are_fetched_again(push: Pushed, trip_of: C
     trip.store.start(job_id, trip.there.run_id, by=AGENT)
     status = watch(trip)
     source = Path(trip.there.folder) / "work" / "a.dat"
-    for name, text in (("out/a.dat", "evil\n"), ("log/stdout.txt", "much longer than what is there\n"), ("out/.a.dat.XyZ", "left")):
+    for name, text in (("out/a.dat", "evil\n"), ("log/stdout.txt", "longer than what is there\n"), ("out/.a.dat.XyZ", "left")):
         path = trip.incoming / "files" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -178,9 +179,8 @@ def test_the_base_of_a_run_does_not_change_with_the_ini(push: Pushed) -> None:
     job_id = push.sh("while ! [ -e go ]; do sleep 0.05; done")
     wait_until((push.there(job_id) / "work").exists, 20, "the command runs")
     push.rig.wait_state(job_id, "running")
-    write_ini(
-        push.rig.root / "push.ini", {"server": {"spool": push.rig.spool}, "site site": {**push.options, "base": push.sshd.home / "new"}}
-    )
+    moved = {**push.options, "base": push.sshd.home / "new"}
+    write_ini(push.rig.root / "push.ini", {"server": {"spool": push.rig.spool}, "site site": moved})
     other = push.sh("exit 0")
     assert push.ended(other)["state"] == "completed"
     assert (push.sshd.home / "new" / other).exists()
@@ -203,13 +203,15 @@ def test_ten_sessions_a_connection_are_enough(push: Pushed) -> None:
     assert (push.sshd.folder / "sshd.log").read_text().count("Accepted publickey") == 1
 
 
-def test_what_a_killed_push_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    old, live = tmp_path / "mint-push-99999999-abc", tmp_path / f"mint-push-{os.getpid()}-abc"
-    old.mkdir()
-    live.mkdir()
-    made = private_folder()
-    assert (old.exists(), live.exists(), made.parent, made.stat().st_mode & 0o777) == (False, True, tmp_path, 0o700)
+def test_what_a_killed_push_left_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as name:  # short, as a socket's path must be
+        folder = Path(name)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", name)
+        old, live = folder / "mint-push-99999999-abc", folder / f"mint-push-{os.getpid()}-abc"
+        old.mkdir()
+        live.mkdir()
+        made = private_folder()
+        assert (old.exists(), live.exists(), made.parent, made.stat().st_mode & 0o777) == (False, True, folder, 0o700)
 
 
 def test_threads_share_one_failed_try(push: Pushed) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from components import proc
 from components.process import run
 from components.rig import REPO, Rig
@@ -47,13 +47,19 @@ def test_a_job_end_to_end(push: Pushed) -> None:
 
 def test_the_sites_program_gets_the_command_first(make_push: MakePush, sshd: Sshd, tmp_path: Path) -> None:
     program = tmp_path / "program c.sh"
-    program.write_text('#!/bin/sh\nprintf "[%s]" "$@"\necho made >made.txt\nrm -f secret\nprintf %s "$OK-$NO-$MINT_SPOOL_JOB_ID" >env.txt\n')
+    program.write_text(
+        """#!/bin/sh
+printf "[%s]" "$@"
+echo made >made.txt
+rm -f secret
+printf %s "$OK-$NO-$MINT_SPOOL_JOB_ID" >env.txt
+"""
+    )
     program.chmod(0o755)
     push = make_push(sshd, program=program, env_allow="OK")
     push.start()
-    job_id = push.drop(
-        "plate", "a b", "", "$(x)\n", inputs={"keep.txt": b"k", "secret": b"s"}, outputs=["**"], env={"OK": "yes 'x'", "NO": "no"},
-    )  # fmt: skip
+    inputs = {"keep.txt": b"k", "secret": b"s"}
+    job_id = push.drop("plate", "a b", "", "$(x)\n", inputs=inputs, outputs=["**"], env={"OK": "yes 'x'", "NO": "no"})
     assert push.ended(job_id)["state"] == "completed"
     assert push.log(job_id) == "[plate][a b][][$(x)\n]"
     assert push.out(job_id) == {
@@ -62,7 +68,7 @@ def test_the_sites_program_gets_the_command_first(make_push: MakePush, sshd: Ssh
 
 
 @pytest.fixture
-def odd(odd_dir: Path, sshd: Sshd, make_push: MakePush) -> Iterator[Pushed]:
+def odd(odd_dir: Path, sshd: Sshd, make_push: MakePush) -> Pushed:
     """Spool, ini, ssh_config and base below a name that trips shells up."""
     config = odd_dir / "ssh_config"
     config.write_bytes(sshd.ssh_config.read_bytes())
@@ -71,7 +77,7 @@ def odd(odd_dir: Path, sshd: Sshd, make_push: MakePush) -> Iterator[Pushed]:
     push = make_push(sshd, root=odd_dir, base=base)
     # Relative to the working folder of the push, for the same reason.
     push.options["ssh_config"] = "../ssh_config"
-    yield push
+    return push
 
 
 def test_odd_folders_on_both_sides(odd: Pushed, tmp_path: Path) -> None:
@@ -260,8 +266,11 @@ def test_solver_log_has_three_kinds_of_lines(make_push: MakePush, sshd: Sshd, tm
     head = f"{good}|site|mint|W1\\nforged line|sh|"
     wait_until(lambda: len(lines(path)) == 4, 5, "four lines")
     assert lines(path) == [
-        f"start|{head}-", f"normal end|{head}-", f"start|{bad}|site|mint|-|sh|-", f"abnormal end|{bad}|site|mint|-|sh|exit_nonzero",
-    ]  # fmt: skip
+        f"start|{head}-",
+        f"normal end|{head}-",
+        f"start|{bad}|site|mint|-|sh|-",
+        f"abnormal end|{bad}|site|mint|-|sh|exit_nonzero",
+    ]
 
 
 def test_an_unknown_placeholder_is_a_clear_error(make_push: MakePush, sshd: Sshd, tmp_path: Path) -> None:

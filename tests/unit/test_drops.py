@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+
 from components.rig import REPO
 from components.waiting import stays, wait_until
 from server.crashing import each_crash, exit_code, fork, in_child
 from server.spools import DECK, SITE, USER, config, drop, job_json, new_store
-
 from spool.config import SpoolConfig
 from spool.drops import Drops, may_accept
 from spool.errors import Busy
@@ -43,8 +44,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def settings(tmp_path: Path) -> SpoolConfig:
     sites: dict[str, Any] = {
-        SITE: {"commands": "ccx"}, "closed": {"commands": "*", "users": "carol"}, "off": {"commands": "*", "enabled": "no"},
-    }  # fmt: skip
+        SITE: {"commands": "ccx"},
+        "closed": {"commands": "*", "users": "carol"},
+        "off": {"commands": "*", "enabled": "no"},
+    }
     return config(tmp_path / "ini", sites, drop_quiet_s=QUIET)
 
 
@@ -72,10 +75,19 @@ def until_judged(store: Store, settings: SpoolConfig, name: str) -> str:
 
 
 def test_a_renamed_drop(store: Store, settings: SpoolConfig) -> None:
-    name = drop(store, files={"beam.inp": DECK, "mesh/格子.inp": b"1"}, inputs=["beam.inp", "mesh/格子.inp"], labels={"a": "b"}, x_later=1)
+    name = drop(
+        store, files={"beam.inp": DECK, "mesh/格子.inp": b"1"}, inputs=["beam.inp", "mesh/格子.inp"], labels={"a": "b"}, x_later=1
+    )
     state = Drops(store).accept(name, settings)
     assert state is not None
-    assert (state.id, state.state, state.site, state.user, state.revision, state.attempt) == (name, State.QUEUED, SITE, USER, 1, 1)
+    assert (state.id, state.state, state.site, state.user, state.revision, state.attempt) == (
+        name,
+        State.QUEUED,
+        SITE,
+        USER,
+        1,
+        1,
+    )
     assert state.inputs == (FileEntry("beam.inp", len(DECK), _sha(DECK)), FileEntry("mesh/格子.inp", 1, _sha(b"1")))
     assert store.state(name) == state
     assert [entry.job_id for entry in store.queue.waiting(SITE, [USER])] == [name]
@@ -85,7 +97,7 @@ def test_a_renamed_drop(store: Store, settings: SpoolConfig) -> None:
 
 
 def _sha(data: bytes) -> str:
-    return __import__("hashlib").sha256(data).hexdigest()
+    return hashlib.sha256(data).hexdigest()
 
 
 def test_written_in_place_with_job_json_last(store: Store, settings: SpoolConfig) -> None:
@@ -241,8 +253,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "in is a link": (replace_by("in", link_to("/etc")), ""),
     "in is a fifo": (replace_by("in", os.mkfifo), ""),
     "in is a file": (replace_by("in", Path.touch), ""),
-    "in is a link to the inputs": (lambda folder: ((folder / "in").rename(folder / "real"), (folder / "in").symlink_to("real")), ""),
-}  # fmt: skip
+    "in is a link to the inputs": (
+        lambda folder: ((folder / "in").rename(folder / "real"), (folder / "in").symlink_to("real")),
+        "",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -456,7 +471,7 @@ def as_another(store: Store, uid: int, ini: Path, for_s: float = 3) -> int:
         opened = opened.parent
     ini.chmod(0o644)
     argv = [sys.executable, "-c", AS_ANOTHER, REPO, store.paths.root, str(uid), ini, str(for_s)]
-    return subprocess.run(argv, check=False, timeout=30).returncode
+    return subprocess.run(argv, check=False, timeout=30, stderr=subprocess.DEVNULL).returncode
 
 
 def test_only_the_owner_of_the_spool_accepts(store: Store, settings: SpoolConfig) -> None:
@@ -587,13 +602,17 @@ def test_8_processes_scan_one_drop_folder(store: Store, settings: SpoolConfig) -
 
     def clean() -> bool:
         drops.scan(settings)
-        return not os.listdir(store.paths.drop) and not [name for name in os.listdir(store.paths.tmp) if name.startswith("accept.")]
+        return not os.listdir(store.paths.drop) and not [
+            name for name in os.listdir(store.paths.tmp) if name.startswith("accept.")
+        ]
 
     wait_until(clean, 5, "nothing is left in drop/ and tmp/")
     drops.close()
 
 
-def test_everything_is_synced_before_it_is_published(store: Store, settings: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_synced_before_it_is_published(
+    store: Store, settings: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = drop(store, files={"d/beam.inp": DECK}, inputs=["d/beam.inp"])
     synced: set[int] = set()
     at_rename: list[set[int]] = []

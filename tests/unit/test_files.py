@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server.crashing import each_crash, exit_code, fork, in_child
 
+from server.crashing import each_crash, exit_code, fork, in_child
 from spool import files
 from spool.errors import InvalidName, InvalidRecord
 
@@ -246,7 +246,18 @@ def _tree(folder: Path) -> Path:
     return inside
 
 
-REFUSED = ["folder_link/deep/a.dat", "real/link/a.dat", "file_link", "self", "loop", "loop/x", "fifo", "null", "real", "real/deep/a.dat/x"]
+REFUSED = [
+    "folder_link/deep/a.dat",
+    "real/link/a.dat",
+    "file_link",
+    "self",
+    "loop",
+    "loop/x",
+    "fifo",
+    "null",
+    "real",
+    "real/deep/a.dat/x",
+]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -262,7 +273,9 @@ def test_nothing_but_real_files_on_real_ways(tmp_path: Path, name: str, flags: i
     assert (tmp_path / "outside" / "deep" / "a.dat").read_bytes() == b"outside"
 
 
-@pytest.mark.parametrize("name", ["../outside/deep/a.dat", "/etc/passwd", "real/../../outside/deep/a.dat", "", ".", "real//deep/a.dat"])
+@pytest.mark.parametrize(
+    "name", ["../outside/deep/a.dat", "/etc/passwd", "real/../../outside/deep/a.dat", "", ".", "real//deep/a.dat"]
+)
 def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
     inside = _tree(tmp_path)
     with pytest.raises(InvalidName):
@@ -335,7 +348,11 @@ def test_copy_tree_of_a_hostile_tree(tmp_path: Path) -> None:
             file.write(name)
     assert in_child(lambda: files.copy_tree(inside, tmp_path / "copy"), deadline_s=5) == 0
     copy = tmp_path / "copy"
-    found = {os.path.relpath(os.path.join(top, name), os.fsencode(copy)) for top, _, every in os.walk(os.fsencode(copy)) for name in every}
+    found = {
+        os.path.relpath(os.path.join(top, name), os.fsencode(copy))
+        for top, _, every in os.walk(os.fsencode(copy))
+        for name in every
+    }
     assert found == {b"real/deep/a.dat", *odd}
     assert (copy / "empty").is_dir()
     assert not any(path.is_symlink() for path in copy.rglob("*"))
@@ -352,9 +369,12 @@ def test_copy_tree_of_a_link_copies_nothing(tmp_path: Path) -> None:
 def test_copies_keep_their_holes(tmp_path: Path, layout: str) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     size, spots = {
-        "hole-data-hole": (64 << 20, [32 << 20]), "data-hole-data": (64 << 20, [0, (64 << 20) - 4096]), "hole": (64 << 20, []),
-        "empty": (0, []), "data": (8192, [0, 4096]),
-    }[layout]  # fmt: skip
+        "hole-data-hole": (64 << 20, [32 << 20]),
+        "data-hole-data": (64 << 20, [0, (64 << 20) - 4096]),
+        "hole": (64 << 20, []),
+        "empty": (0, []),
+        "data": (8192, [0, 4096]),
+    }[layout]
     with open(source, "wb") as file:
         file.truncate(size)
         for spot in spots:

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from server.crashing import each_crash
 
+from server.crashing import each_crash
 from spool.errors import DigestMismatch, InvalidName, InvalidRequest, OffsetMismatch
 from spool.incoming import Digests, Incoming
 

@@ -36,11 +36,29 @@ def test_written_for_people() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"{", b"[]", b"null", b'"a"', b"1", b'{"a":1}x', b'{"a":NaN}', b'{"a":Infinity}', b'{"a":-Infinity}', b'{"a":1,"a":1}',
-        b'{"b":{"a":1,"a":2}}', b'{"a":"\xff"}', b'{"a":"\\ud800"}', b'{"\\udc00":1}', b'{"a":' + b"9" * 30 + b"}",
-        b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}", b'{"a":1}'.decode().encode("utf-16"), b"{'a':1}", b'{"a":01}', b'{"a":"\n"}',
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"a"',
+        b"1",
+        b'{"a":1}x',
+        b'{"a":NaN}',
+        b'{"a":Infinity}',
+        b'{"a":-Infinity}',
+        b'{"a":1,"a":1}',
+        b'{"b":{"a":1,"a":2}}',
+        b'{"a":"\xff"}',
+        b'{"a":"\\ud800"}',
+        b'{"\\udc00":1}',
+        b'{"a":' + b"9" * 30 + b"}",
+        b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}",
+        b'{"a":1}'.decode().encode("utf-16"),
+        b"{'a':1}",
+        b'{"a":01}',
+        b'{"a":"\n"}',
     ],
-)  # fmt: skip
+)
 def test_refused_naming_the_record_and_a_hint(data: bytes) -> None:
     with pytest.raises(InvalidRecord) as caught:
         jsonio.loads(data, "job.json")

@@ -9,9 +9,9 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from components.waiting import wait_until
 from server.crashing import exit_code, fork
-
 from spool.errors import Busy
 from spool.locks import JobLocks, file_lock
 from spool.names import new_id

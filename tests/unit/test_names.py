@@ -13,14 +13,59 @@ from spool import names
 from spool.errors import InvalidName
 
 GOOD = [
-    "beam.inp", "mesh/beam.inp", "入力/梁.inp", "a b.dat", ".hidden", "a/.b", "x" * 255, "a\\b", "~", "$(id)", "a;b", "*",
-    "a/" * 100 + "b", "a..b", "...", "à", unicodedata.normalize("NFD", "が.dat"), "'\"", "CON", "%00",
-]  # fmt: skip
+    "beam.inp",
+    "mesh/beam.inp",
+    "入力/梁.inp",
+    "a b.dat",
+    ".hidden",
+    "a/.b",
+    "x" * 255,
+    "a\\b",
+    "~",
+    "$(id)",
+    "a;b",
+    "*",
+    "a/" * 100 + "b",
+    "a..b",
+    "...",
+    "à",
+    unicodedata.normalize("NFD", "が.dat"),
+    "'\"",
+    "CON",
+    "%00",
+]
 BAD = [
-    "", "/", "/etc/passwd", "..", ".", "a/..", "../a", "a/../b", "a//b", "a/", "./a", "a/./b", "-rf", "a/-rf", "a\nb", "a\0b", "\t",
-    "\x7f", "\x9b31m", "a\u2028b", "a\u2029", "cod\u202etxt.exe", "\u2066x", "x" * 256, "あ" * 86, "a/" * 512 + "b", "\udcff", "a\ud800",
-    "a\r", "\x1b[2J",
-]  # fmt: skip
+    "",
+    "/",
+    "/etc/passwd",
+    "..",
+    ".",
+    "a/..",
+    "../a",
+    "a/../b",
+    "a//b",
+    "a/",
+    "./a",
+    "a/./b",
+    "-rf",
+    "a/-rf",
+    "a\nb",
+    "a\0b",
+    "\t",
+    "\x7f",
+    "\x9b31m",
+    "a\u2028b",
+    "a\u2029",
+    "cod\u202etxt.exe",
+    "\u2066x",
+    "x" * 256,
+    "あ" * 86,
+    "a/" * 512 + "b",
+    "\udcff",
+    "a\ud800",
+    "a\r",
+    "\x1b[2J",
+]
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -43,7 +88,7 @@ def test_what_passes_stays_below_its_folder(name: str) -> None:
         parts = name.split("/")
         assert not name.startswith("/")
         assert all(part not in ("", ".", "..") and not part.startswith("-") for part in parts)
-        assert "\0" not in name and "\n" not in name
+        assert not {"\0", "\n"} & set(name)
         assert name.encode("utf-8").decode("utf-8") == name
 
 

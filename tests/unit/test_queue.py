@@ -6,8 +6,8 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from server.spools import new_store
 
+from server.spools import new_store
 from spool.names import new_id
 from spool.queue import make_key, parse_key
 from spool.records import MAX_PRIORITY

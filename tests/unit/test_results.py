@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+
 from server.crashing import each_crash
 from server.spools import AGENT, claimed, history, in_state, new_store, result_of, running
-
 from spool import results
 from spool.errors import Conflict, DigestMismatch, InvalidRequest, StaleRun
 from spool.incoming import Incoming
@@ -67,7 +67,8 @@ def test_accepted_exactly_once(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "word"), [("exit_nonzero", State.FAILED), ("wall_time", State.FAILED), ("canceled", State.CANCELED), ("", State.COMPLETED)]
+    ("reason", "word"),
+    [("exit_nonzero", State.FAILED), ("wall_time", State.FAILED), ("canceled", State.CANCELED), ("", State.COMPLETED)],
 )
 def test_how_it_ends(store: Store, reason: str, word: State) -> None:
     state = running(store)
@@ -150,7 +151,10 @@ def test_missing_and_damaged_files_are_named_and_thrown_away(store: Store) -> No
 def test_what_is_not_listed_is_not_merged(store: Store) -> None:
     state = running(store)
     send(store, state, {**FILES, "log/secret.txt": b"s", "out/d/secret": b"s"})
-    assert accept(store, result_of(state, tuple(entry(name, data) for name, data in FILES.items())), by=AGENT).state == State.COMPLETED
+    assert (
+        accept(store, result_of(state, tuple(entry(name, data) for name, data in FILES.items())), by=AGENT).state
+        == State.COMPLETED
+    )
     assert outcome(store, state.id) == FILES
 
 
@@ -191,7 +195,9 @@ def test_a_crash_anywhere_then_the_agent_carries_on(store: Store, resend: str) -
         assert store.requeue(state.id, by="t").attempt == 2
 
 
-def test_every_folder_of_the_outputs_is_durable_before_the_state_says_completed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_folder_of_the_outputs_is_durable_before_the_state_says_completed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file's fsync does not make its name durable (fsync(2)): the folders need their own."""
     state = running(store)
     result = send(store, state)
@@ -229,7 +235,12 @@ ONE = Outputs(files=(entry("out/a", b""),), found=1)
         (Job("a", "c"), RunStatus("exited", exit_code=255), Outputs(), "exit_nonzero"),
         (Job("a", "c", outputs=("a",)), RunStatus("exited", exit_code=0), Outputs(missing=("a",)), "no_outputs"),
         (Job("a", "c", outputs=("a", "b")), RunStatus("exited", exit_code=0), Outputs(found=1, missing=("b",)), ""),
-        (Job("a", "c", outputs=("a", "b"), require_all=True), RunStatus("exited", exit_code=0), Outputs(found=1, missing=("b",)), "missing_outputs"),
+        (
+            Job("a", "c", outputs=("a", "b"), require_all=True),
+            RunStatus("exited", exit_code=0),
+            Outputs(found=1, missing=("b",)),
+            "missing_outputs",
+        ),
         (Job("a", "c", outputs=("a",)), RunStatus("exited", exit_code=0), Outputs(found=1, withheld=("a: by the site",)), ""),
         (Job("a", "c", wall_time_s=5), RunStatus("exited", exit_code=143, wall_time=True), ONE, "wall_time"),
         (Job("a", "c"), RunStatus("exited", exit_code=127, spawn_failed=True), Outputs(), "spawn"),
@@ -239,7 +250,7 @@ ONE = Outputs(files=(entry("out/a", b""),), found=1)
         (Job("a", "c"), RunStatus("exited"), Outputs(), "lost"),
         (Job("a", "c"), RunStatus("exited", exit_code=1), ONE, "exit_nonzero"),
     ],
-)  # fmt: skip
+)
 def test_the_verdict(job: Job, status: RunStatus, outputs: Outputs, reason: str) -> None:
     result = judge(job, STATE, status, outputs)
     assert result.reason == reason

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+
 from server.crashing import each_crash, exit_code, fork, in_child
 from server.spools import AGENT, DECK, SITE, USER, claimed, history, in_state, new_store, queued, quick_job, result_of, running
-
 from spool import creation, jsonio
 from spool.creation import open_spool
 from spool.errors import ConfigError, Conflict, InvalidRecord, NotFound, SpoolError, StaleRun, UnknownFormat
@@ -37,19 +37,50 @@ C, S, SAME = Conflict, StaleRun, "same"
 Outcome = Any
 TABLE: dict[str, dict[State, Outcome]] = {
     "enqueue": {**dict.fromkeys(State, SAME), State.NEW: State.QUEUED},
-    "start": {**dict.fromkeys(State, C), State.NEW: S, State.QUEUED: S, State.CLAIMED: State.RUNNING, State.RUNNING: SAME,
-              State.CANCELED: S, State.EXPIRED: S},
-    "returning": {**dict.fromkeys(State, SAME), State.NEW: S, State.QUEUED: S, State.RUNNING: State.RETURNING,
-                  State.HELD: State.RETURNING, State.CANCELED: S, State.EXPIRED: S},
-    "fail": {**dict.fromkeys(State, State.FAILED), State.NEW: S, State.QUEUED: S, State.COMPLETED: SAME, State.FAILED: SAME,
-             State.CANCELED: S, State.EXPIRED: S},
+    "start": {
+        **dict.fromkeys(State, C),
+        State.NEW: S,
+        State.QUEUED: S,
+        State.CLAIMED: State.RUNNING,
+        State.RUNNING: SAME,
+        State.CANCELED: S,
+        State.EXPIRED: S,
+    },
+    "returning": {
+        **dict.fromkeys(State, SAME),
+        State.NEW: S,
+        State.QUEUED: S,
+        State.RUNNING: State.RETURNING,
+        State.HELD: State.RETURNING,
+        State.CANCELED: S,
+        State.EXPIRED: S,
+    },
+    "fail": {
+        **dict.fromkeys(State, State.FAILED),
+        State.NEW: S,
+        State.QUEUED: S,
+        State.COMPLETED: SAME,
+        State.FAILED: SAME,
+        State.CANCELED: S,
+        State.EXPIRED: S,
+    },
     "give_back": {**dict.fromkeys(State, SAME), State.CLAIMED: State.QUEUED},
-    "cancel": {State.NEW: State.CANCELED, State.QUEUED: State.CANCELED, State.CLAIMED: State.CANCELED, State.RUNNING: "asked",
-               State.HELD: "asked", State.RETURNING: "asked", State.COMPLETED: C, State.FAILED: C, State.CANCELED: SAME, State.EXPIRED: C},
+    "cancel": {
+        State.NEW: State.CANCELED,
+        State.QUEUED: State.CANCELED,
+        State.CLAIMED: State.CANCELED,
+        State.RUNNING: "asked",
+        State.HELD: "asked",
+        State.RETURNING: "asked",
+        State.COMPLETED: C,
+        State.FAILED: C,
+        State.CANCELED: SAME,
+        State.EXPIRED: C,
+    },
     "requeue": {**dict.fromkeys(State, C), **dict.fromkeys(FINAL, State.QUEUED)},
     "expire": dict.fromkeys(State, SAME),
     "claim": {**dict.fromkeys(State, SAME), State.QUEUED: State.CLAIMED},
-}  # fmt: skip
+}
 
 
 def operate(store: Store, operation: str, state: JobState) -> Callable[[], object]:
@@ -350,8 +381,12 @@ def test_history_tells_who_and_why(store: Store) -> None:
     accept(store, result_of(state), by=AGENT)
     lines = history(store, state.id)
     assert [(line["from"], line["to"]) for line in lines] == [
-        ("", "queued"), ("queued", "claimed"), ("claimed", "running"), ("running", "returning"), ("returning", "completed"),
-    ]  # fmt: skip
+        ("", "queued"),
+        ("queued", "claimed"),
+        ("claimed", "running"),
+        ("running", "returning"),
+        ("returning", "completed"),
+    ]
     assert {line["by"] for line in lines[1:]} == {AGENT}
     assert {line["run_id"] for line in lines[1:]} == {state.run_id}
     journal = [json.loads(line) for path in store.paths.journal.iterdir() for line in path.read_bytes().splitlines()]
@@ -368,7 +403,9 @@ def test_a_very_long_message_does_not_break_the_history(store: Store) -> None:
     state = running(store)
     store.fail(state.id, state.run_id, by=AGENT, reason="lost", message="x" * 200_000)
     store.requeue(state.id, by="t")
-    assert [line["revision"] for line in history(store, state.id)] == sorted({line["revision"] for line in history(store, state.id)})
+    assert [line["revision"] for line in history(store, state.id)] == sorted(
+        {line["revision"] for line in history(store, state.id)}
+    )
 
 
 # ---- requeue
@@ -431,7 +468,9 @@ def test_a_damaged_record_never_stops_the_others(store: Store, kind: str) -> Non
     assert good.id in [state.id for state in store.states()]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in damaged(JobState(new_id(), State.NEW, "a", "b", 1)) if kind not in ("format", "expiry")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in damaged(JobState(new_id(), State.NEW, "a", "b", 1)) if kind not in ("format", "expiry")]
+)
 def test_a_damaged_job_goes_to_corrupt_with_a_reason(store: Store, kind: str) -> None:
     bad = quick_job(store)
     damaged(bad)[kind](store.paths.job(bad.id).state)
