@@ -45,7 +45,7 @@ from spool.states import FINAL, WITH_SITE, State
 from spool.store import Store
 
 EXIT_FAILED, EXIT_USAGE, EXIT_LATER, EXIT_CONFIG = 1, 2, 75, 78
-ROUND_S = 0.1
+ROUND_S = 0.05
 REST_S = 30.0
 FETCH_TRIES = 3
 POLL_S = (0.1, 10.0)
@@ -73,7 +73,6 @@ def send(trip: Trip) -> None:
     """Bring inputs and command line to the site, and see that they arrived as they were frozen."""
     state, job = trip.state(), trip.job
     write_run(trip.paths.folder, argv_of(job, trip.site), env_of(job, trip.site, state), wall_time_s=job.wall_time_s)
-    trip.there.install_runner()
     trip.there.enter()
     for again in (False, True):
         transfer.send(trip.paths, trip.there, checksum=again)

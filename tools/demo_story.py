@@ -548,6 +548,9 @@ def main() -> int:
         for log in sorted(top.rglob("*.log")):
             print(f"--- {log}\n" + log.read_text(errors="replace")[-3000:], file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"tools/demo: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     finally:

@@ -36,11 +36,11 @@ def surroundings(paths: SpoolPaths) -> Iterator[Finding]:
         config = _config(paths)
     except SpoolError as exc:
         yield problem(f"configuration: {exc.message}", exc.hint)
-    if config.source is None:
+    if config.source is None and not os.path.lexists(paths.ini):
         do = f"start the server with --config, or make {paths.ini}"
         yield remark("no spool.ini is known: no site, so every job is refused", do)
     yield from _disk(paths.root, config.server["min_free"])
-    yield from _tokens(paths)
+    yield from _tokens(token_path(paths, config))
     if paths.tmp.is_dir():
         yield from _locking(paths.tmp)
 
@@ -64,9 +64,8 @@ def _disk(root: Path, min_free: int) -> Iterator[Finding]:
         yield problem("the file system is mounted read-only", "remount it writable")
 
 
-def _tokens(paths: SpoolPaths) -> Iterator[Finding]:
+def _tokens(path: Path) -> Iterator[Finding]:
     try:
-        path = token_path(paths)
         mode = path.stat().st_mode
         if stat.S_IMODE(mode) & 0o077:
             yield problem(f"{path} can be read by others (mode {stat.S_IMODE(mode):04o})", f"chmod 600 {path}")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from spool.config import find_config, read_config
+from spool.config import SpoolConfig, default_config, find_config, read_config
 from spool.ctl import exits
 from spool.ctl.backend import Usage
 from spool.ctl.folder import FolderBackend
@@ -17,21 +17,21 @@ from spool.paths import SpoolPaths
 from spool.server.tokens import Token, TokenFile
 
 
-def token_path(paths: SpoolPaths) -> Path:
+def token_path(paths: SpoolPaths, config: SpoolConfig) -> Path:
     """Return the token file: ``[server] tokens`` of the spool's configuration, else tokens.json in the spool.
 
     A relative path counts from the folder of the ini file itself.
     """
-    ini = find_config(None, paths.root)
-    given = read_config(ini).server["tokens"] if ini else None
-    if given is None or ini is None:
+    given = config.server["tokens"]
+    if given is None or config.source is None:
         return paths.tokens
-    return Path(ini.resolve().parent / given)
+    return Path(config.source.resolve().parent / given)
 
 
 def run(args: argparse.Namespace, backend: FolderBackend) -> int:
     """Run ``token add|ls|revoke``; return the exit code."""
-    path = token_path(backend.paths)
+    ini = find_config(None, backend.paths.root)
+    path = token_path(backend.paths, read_config(ini) if ini else default_config())
     call = {"add": _add, "ls": _list, "revoke": _revoke}[args.token_command]
     try:
         return call(args, TokenFile(path))

@@ -21,8 +21,6 @@ from spool.states import Reason
 
 _NO_RUNNER, _GONE, _NO_BASE = 86, 87, 88
 
-_CHECK_RUNNER = '[ -r "$1" ] && [ "$(sha256sum <"$1")" = "$2  -" ]'
-
 _INSTALL = r"""
 umask 077
 mkdir -p "$1" || exit 1
@@ -39,6 +37,7 @@ exit 1
 _ENTER = r"""
 umask 077
 base=$1 dir=$1/$2 run=$3 runner=$4 old=
+[ -r "$runner" ] && [ "$(sha256sum <"$runner")" = "$5  -" ] || exit 86
 aside() {
     mkdir -p "$dir/attempts/$old" && mv "$1" "$dir/attempts/$old/" || exit 1
 }
@@ -116,9 +115,7 @@ class AtSite:
         self._runner = f"{self.base.rstrip('/')}/.mint-spool/{self._runner_name}"
 
     def install_runner(self) -> None:
-        """See to it that the runner of this release is there, whole."""
-        if self.connection.run(_sh(_CHECK_RUNNER, self._runner, self._digest)).code == 0:
-            return
+        """Send the runner of this release. Safe to repeat: it appears whole, under a name that holds its digest."""
         folder = self._runner.rpartition("/")[0]
         done = self.connection.run(_sh(_INSTALL, folder, self._runner_name, self._digest), stdin=self._script)
         self._check(done, "installing the runner", "check that base exists and is writable, and that sha256sum is installed")
@@ -126,7 +123,11 @@ class AtSite:
 
     def enter(self) -> None:
         """Make the folder this run's: what an earlier attempt left is stopped and moved to ``attempts/RUN_ID/`` in it."""
-        done = self.connection.run(_sh(_ENTER, self.base, self.job_id, self.run_id, self._runner))
+        words = (self.base, self.job_id, self.run_id, self._runner, self._digest)
+        done = self.connection.run(_sh(_ENTER, *words))
+        if done.code == _NO_RUNNER:
+            self.install_runner()
+            done = self.connection.run(_sh(_ENTER, *words))
         self._check(done, f"making {self.folder}", "check owner, mode and free space of base at the site")
 
     def prepare(self) -> None:

@@ -33,7 +33,8 @@ def _differences(title: str, numbers: list[float], wanted: list[float], relative
         return
     noise = tiny * max((abs(number) for number in wanted if math.isfinite(number)), default=0.0)
     for place, (number, expected) in enumerate(zip(numbers, wanted)):
-        if not math.isclose(number, expected, rel_tol=relative, abs_tol=noise) and not (math.isnan(number) and math.isnan(expected)):
+        same = math.isclose(number, expected, rel_tol=relative, abs_tol=noise) or (math.isnan(number) and math.isnan(expected))
+        if not same:
             yield f"{title}: number {place} is {number!r} instead of {expected!r}"
 
 

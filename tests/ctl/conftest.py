@@ -22,7 +22,7 @@ SITES = {"s": {"commands": "c"}}
 
 
 class Ctl:
-    """spoolctl over one spool that exists and has the site ``s`` with the command ``c``; the server runs where a test starts it."""
+    """spoolctl over one spool that exists and has the site ``s`` with the command ``c``; a test may start the server."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig

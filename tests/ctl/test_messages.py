@@ -22,7 +22,8 @@ def _placeholders(message: str) -> set[str]:
 @pytest.mark.parametrize("key", CATALOGUE)
 def test_both_languages_say_the_same(key: str) -> None:
     english, translated = CATALOGUE[key]
-    assert english.strip() and translated.strip()
+    assert english.strip()
+    assert translated.strip()
     assert _placeholders(english) == _placeholders(translated)
 
 
@@ -67,8 +68,10 @@ def test_spoolctl_speaks_it(ctl: Any, language: str, words: str) -> None:
 
 def test_help_is_there_in_both(ctl: Any) -> None:
     for command in (["submit"], ["token", "add"], []):
-        english, translated = (ctl(*command, "--help", env={"LANG": lang}, spool=False).stdout for lang in ("C.UTF-8", "ja_JP.UTF-8"))
-        assert "spoolctl" in english and english != translated
+        english = ctl(*command, "--help", env={"LANG": "C.UTF-8"}, spool=False).stdout
+        translated = ctl(*command, "--help", env={"LANG": "ja_JP.UTF-8"}, spool=False).stdout
+        assert "spoolctl" in english
+        assert english != translated
     assert "ジョブ" in translated
 
 

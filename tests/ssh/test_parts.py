@@ -170,7 +170,7 @@ def test_the_runner_is_sent_again_when_it_was_cleaned_away(push: Pushed, trip_of
     assert script.exists()
     script.chmod(0o700)
     script.write_text("echo damaged")
-    trip.there.install_runner()
+    trip.there.enter()
     assert hash_file(script.parent, script.name).size > 1000
 
 
@@ -188,6 +188,7 @@ def test_the_base_of_a_run_does_not_change_with_the_ini(push: Pushed) -> None:
     assert push.ended(job_id)["state"] == "completed"
 
 
+@pytest.mark.slow
 def test_ten_sessions_a_connection_are_enough(push: Pushed) -> None:
     """What sshd allows by default; more channels at a time would be refused."""
     push.sshd.stop()

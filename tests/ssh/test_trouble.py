@@ -82,6 +82,7 @@ def test_the_push_is_stopped_while_the_command_runs(push: Pushed) -> None:
     job.check()
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_command_runs_once(push: Pushed) -> None:
     """From the drop to the result, killed after one line of its log, after two, …: whatever step that is, it is carried on."""
     push.once()
@@ -103,11 +104,12 @@ def test_killed_again_and_again_the_command_runs_once(push: Pushed) -> None:
     job.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orphan_lives", [True, False])
 def test_killed_while_a_large_file_is_fetched(push: Pushed, orphan_lives: bool) -> None:
     """An rsync that outlives the push is waited for; one that is killed as well is begun again."""
     first = push.start()
-    job_id = push.sh("head -c 400000000 /dev/urandom >big.dat", outputs=["big.dat"])
+    job_id = push.sh("head -c 200000000 /dev/urandom >big.dat", outputs=["big.dat"])
     folder = push.rig.job(job_id) / "incoming"
     wait_until(lambda: list(folder.glob("*/files/out/.big.dat.*")), 60, "the file is on its way", every_s=0.002)
     children = [one.pid for one in proc.descendants(first.pid)]
@@ -137,6 +139,7 @@ def test_a_wrong_host_key_is_told_and_the_job_stays(push: Pushed) -> None:
     assert push.ended(job_id)["state"] == "completed"
 
 
+@pytest.mark.slow
 def test_giving_up_is_an_operators_choice(make_push: MakePush, sshd: Sshd) -> None:
     push = make_push(sshd, give_up_after_s="2")
     push.start()
@@ -187,6 +190,7 @@ def test_one_bad_job_does_not_stop_the_others(push: Pushed) -> None:
     assert push.ended(good)["state"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_base_that_cannot_be_made_fails_in_the_end(make_push: MakePush, sshd: Sshd) -> None:
     (sshd.home / "file").touch()
     push = make_push(sshd, base=sshd.home / "file" / "base")
