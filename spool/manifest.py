@@ -34,6 +34,8 @@ def list_files(folder: Path) -> Listing:
     """List everything below `folder`, sorted by name; an absent folder is an empty one."""
     files: dict[str, int] = {}
     odd: list[str] = []
+    if not os.path.lexists(folder):
+        return Listing({}, ())
     for path, dirs, names, dir_fd in os.fwalk(folder, follow_symlinks=False):
         below = os.path.relpath(path, folder)
         for name in [*names, *dirs]:

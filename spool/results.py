@@ -63,7 +63,7 @@ def judge(job: Job, state: JobState, status: RunStatus, outputs: Outputs, logs: 
 
 
 def _verdict(job: Job, status: RunStatus, outputs: Outputs) -> tuple[str, str]:
-    if status.cancel:
+    if status.cancel or status.word == "canceled":  # asked for while it ran, or before it was started
         return CANCELED, "stopped on request"
     if status.word == "lost":
         return Reason.LOST.value, _LOST.get(status.why, f"the site no longer knows how the command ended ({status.why})")
@@ -176,8 +176,7 @@ def _move_in(store: Store, state: JobState, paths: JobPaths, incoming: Incoming,
         raise Conflict(f"job {state.id} was never started", hint="ask for the start first")
     _set_unlisted_aside(incoming, result)
     for name, target in (("out", paths.out), ("log", paths.log)):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(incoming.files / name, target)
+        _move_folder(incoming.files / name, target)
     fsync_dir(paths.folder)
     replace_file(paths.result, result.encode())
     if state.state == State.RUNNING:
@@ -186,6 +185,20 @@ def _move_in(store: Store, state: JobState, paths: JobPaths, incoming: Incoming,
         state, target_state, by=by, reason="" if target_state == State.CANCELED else result.reason, message=result.message,
         exit_code=result.exit_code,
     )  # fmt: skip
+
+
+def _move_folder(source: Path, target: Path) -> None:
+    """Rename `source` to `target`; where a crash has moved an earlier sending of this run there already, file by file."""
+    if target.exists() and source.exists():
+        for folder, _, names in os.walk(source):
+            below = target / Path(folder).relative_to(source)
+            below.mkdir(mode=0o770, exist_ok=True)
+            for name in names:
+                os.rename(Path(folder) / name, below / name)
+            fsync_dir(below)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(source, target)
 
 
 def _set_unlisted_aside(incoming: Incoming, result: Result) -> None:

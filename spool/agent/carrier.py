@@ -199,10 +199,7 @@ class Carrier:
 
     def _canceled(self) -> RunStatus:
         log.info("cancel", job=self.local.state.id, run=self.local.state.run_id)
-        status = self._runner.cancel(self.local.paths.folder)
-        if status.word == "canceled":  # asked for before it was started
-            return replace(status, cancel=True)
-        return status
+        return self._runner.cancel(self.local.paths.folder)
 
     def _stop_command(self) -> None:
         if self.local.state.state == State.RUNNING:

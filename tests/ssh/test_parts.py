@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from spool.manifest import hash_file
 from spool.records import Job
 from spool.ssh import solver_log, transfer
 from spool.ssh.command import argv_of
-from spool.ssh.connection import Connections, private_folder
+from spool.ssh.connection import Connections, Stopped, private_folder
 from spool.ssh.site import AtSite, FolderGone
 from spool.ssh.trip import AGENT, Trip
 from ssh_push import bring_back, carry, send, watch
@@ -134,6 +135,24 @@ def test_what_arrives_as_a_link_is_not_followed(tmp_path: Path) -> None:
     transfer.purge(files, {"out/a", "out/d/c"})
     assert [path.name for path in sorted(files.rglob("*"))] == ["out", "d", "c"]
     assert (tmp_path / "secret").read_text() == "s"
+
+
+def test_an_rsync_that_outlives_the_push_keeps_the_fetch_lock(tmp_path: Path) -> None:
+    def busy(seconds: float) -> None:
+        raise Stopped
+
+    (tmp_path / "incoming").mkdir()
+    run_folder = tmp_path / "incoming" / "run"
+    with transfer.fetch_lock(run_folder, busy) as lock:
+        orphan = subprocess.Popen(["sleep", "60"], pass_fds=(lock,))
+    try:
+        with pytest.raises(Stopped), transfer.fetch_lock(run_folder, busy):
+            raise AssertionError("two at a time")
+    finally:
+        orphan.kill()
+        orphan.wait()
+    with transfer.fetch_lock(run_folder, busy):
+        assert (run_folder / "files").is_dir()
 
 
 def test_somebody_elses_folder_is_set_aside_whole(push: Pushed, trip_of: Callable[..., Trip]) -> None:
