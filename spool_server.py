@@ -134,6 +134,7 @@ def _serve(config: LiveConfig, store: Store, listening: socket.socket) -> None:
 def _waitress(app: Bottle, listening: socket.socket, options: dict[str, Any]) -> Any:
     """Return the waitress server; the numbers are explained in docs/operations.md, "Threads and buffers"."""
     logging.getLogger("waitress").setLevel(logging.ERROR)
+    proxy = {"trusted_proxy": options["trusted_proxy"], "trusted_proxy_headers": {"x-forwarded-for"}, "trusted_proxy_count": 1}
     return waitress.create_server(
         app,
         sockets=[listening],
@@ -147,6 +148,8 @@ def _waitress(app: Bottle, listening: socket.socket, options: dict[str, Any]) ->
         asyncore_use_poll=True,
         expose_tracebacks=False,
         ident="mint-spool",
+        clear_untrusted_proxy_headers=True,
+        **(proxy if options["trusted_proxy"] else {}),
     )
 
 

@@ -24,6 +24,7 @@ SERVER = Section(
         Option("spool", o.path, None, "the spool's folder; --spool wins over it", "/var/spool/mint-spool"),
         Option("listen", o.text, "127.0.0.1:8082", "HOST:PORT to listen on; plain http, so loopback with nginx in front"),
         Option("allow_http", o.boolean, False, "listen on an address other than loopback although it is plain http"),
+        Option("trusted_proxy", o.text, "", "address of the proxy in front, whose X-Forwarded-For is believed", "127.0.0.1"),
         Option("log", o.path, None, "file that gets the log lines; none: standard error", "/var/log/mint-spool/server.log"),
         Option("tokens", o.path, None, "the token file; none: tokens.json in the spool", "/etc/mint-spool/tokens.json"),
         Option("threads", o.integer(1, 512), 8, "threads for requests that do not wait"),

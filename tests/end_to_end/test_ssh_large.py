@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from components.proc import peak_rss_mb
 from components.rig import Rig
 from components.sshd import Sshd

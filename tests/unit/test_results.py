@@ -170,7 +170,7 @@ def test_a_link_in_incoming_is_not_followed(store: Store, tmp_path: Path) -> Non
     assert store.state(state.id).state == State.RUNNING
 
 
-@pytest.mark.parametrize("resend", ["repeat", "send everything again", "send one again"])
+@pytest.mark.parametrize("resend", ["repeat", "send everything again", "send one again", "send a tar again"])
 def test_a_crash_anywhere_then_the_agent_carries_on(store: Store, resend: str) -> None:
     made: list[tuple[JobState, Result]] = []
 
@@ -182,7 +182,10 @@ def test_a_crash_anywhere_then_the_agent_carries_on(store: Store, resend: str) -
 
     for step in each_crash(prepare):
         state, result = made[-1]
-        if resend != "repeat" and store.state(state.id).state != State.COMPLETED:
+        if resend == "send a tar again" and store.state(state.id).state != State.COMPLETED:
+            incoming = Incoming(store.paths.job(state.id).incoming_of(state.run_id))
+            incoming.put_group((name, io.BytesIO(data), len(data)) for name, data in FILES.items())
+        elif resend != "repeat" and store.state(state.id).state != State.COMPLETED:
             send(store, state, FILES if resend == "send everything again" else {"out/beam.dat": FILES["out/beam.dat"]})
         try:
             ended = accept(store, result, by=AGENT)

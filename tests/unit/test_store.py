@@ -550,6 +550,7 @@ def test_no_spool_here(tmp_path: Path) -> None:
         open_spool(tmp_path / "file", create=True)
 
 
+@pytest.mark.slow
 def test_creation_killed_anywhere_can_be_repeated(tmp_path: Path) -> None:
     roots: list[Path] = []
 
