@@ -5,6 +5,7 @@ Guarantee: the file is read again when it changes, so that a new site counts wit
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,7 +231,7 @@ def find_config(given: Path | None, spool: Path | None) -> Path | None:
     """Return the file to read: the one given, else spool.ini in the spool (a link that the server leaves there), else none."""
     if given is not None:
         return given.absolute()
-    if spool is not None and (spool / "spool.ini").exists():
+    if spool is not None and os.path.lexists(spool / "spool.ini"):
         return spool / "spool.ini"
     return None
 

@@ -56,7 +56,7 @@ def _create(paths: SpoolPaths) -> None:
         os.makedirs(paths.root, 0o750)
     foreign = set(os.listdir(paths.root)) - set(SpoolPaths.FOLDERS) - _HARMLESS
     foreign = {name for name in foreign if not name.startswith(".")}
-    if foreign:
+    if foreign and not paths.spool_json.exists():  # another creator may have been quicker
         raise ConfigError(
             f"{paths.root} holds other things ({', '.join(sorted(foreign)[:3])}, ...) and no spool.json",
             hint="name an empty folder, or an existing spool",

@@ -9,6 +9,7 @@ counts as a result before `spool.results` has verified it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,14 +17,16 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from spool import jsonio
 from spool.errors import DigestMismatch, InvalidRequest, OffsetMismatch
 from spool.fields import Fields
-from spool.files import COPY_BYTES, fsync_dir, open_beneath, parent_beneath, read_record, write_all
+from spool.files import COPY_BYTES, fsync_dir, open_beneath, parent_beneath, read_record, remove_tree, write_all
 from spool.manifest import hash_fd
+from spool.names import check_names
 from spool.records import FileEntry
 
 _MAX_DIGESTS = 20000
@@ -33,29 +36,44 @@ _ZEROS = bytes(COPY_BYTES)
 class Digests:
     """SHA-256 of what was appended so far, kept in memory so that a finished file need not be read again.
 
-    A cache: what is not in it is computed from the disk. Threads may share one.
+    A cache: what is not in it is computed from the disk. An entry holds for the very file it was made of (inode, size and
+    time of change), so bytes that another process has put there are never vouched for. Threads may share one.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, tuple[int, hashlib._Hash]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[tuple[int, ...], hashlib._Hash]] = OrderedDict()
 
-    def at(self, path: str, offset: int) -> hashlib._Hash | None:
-        """Return a copy of the digest of the first `offset` bytes, or None where it is not known."""
-        with self._lock:
-            size, digest = self._known.get(path, (-1, None))
-        if offset == 0:
+    def of(self, path: str, fd: int) -> hashlib._Hash | None:
+        """Return a copy of the digest of all bytes of the open file, or None where it is not known."""
+        if os.fstat(fd).st_size == 0:
             return hashlib.sha256()
-        return digest.copy() if digest is not None and size == offset else None
+        with self._lock:
+            seen, digest = self._known.get(path, ((), None))
+        return digest.copy() if digest is not None and seen == _identity(fd) else None
 
-    def keep(self, path: str, offset: int, digest: hashlib._Hash | None) -> None:
-        """Remember the digest of the first `offset` bytes."""
+    def keep(self, path: str, fd: int, digest: hashlib._Hash | None) -> None:
+        """Remember the digest of all bytes of the open file as it is now."""
         with self._lock:
             self._known.pop(path, None)
             if digest is not None:
-                self._known[path] = (offset, digest)
+                self._known[path] = (_identity(fd), digest)
             if len(self._known) > _MAX_DIGESTS:
                 self._known.popitem(last=False)
+
+
+def _identity(fd: int) -> tuple[int, ...]:
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+@dataclass
+class _Aside:
+    """One received member of a group, not placed yet."""
+
+    name: str
+    fd: int
+    digest: hashlib._Hash
 
 
 class Incoming:
@@ -76,11 +94,11 @@ class Incoming:
 
     def offset(self, name: str) -> int:
         """Return how many bytes of `name` are here for good; 0 where nothing is."""
-        try:
-            with parent_beneath(self._offsets, name) as (parent, last):
-                recorded = _read_offset(parent, last)
+        with contextlib.suppress(FileNotFoundError), parent_beneath(self._offsets, name) as (parent, last):
+            recorded = _read_offset(parent, last)
             if recorded is not None:
                 return recorded
+        try:
             fd = open_beneath(self.files, name, os.O_RDONLY)
         except FileNotFoundError:
             return 0
@@ -102,7 +120,7 @@ class Incoming:
                 raise OffsetMismatch(f"{here} bytes of {name!r} are here, not {offset}", offset=here, hint="go on from there")
             os.ftruncate(fd, here)
             key = f"{self._folder}\0{name}"
-            whole = self._digests.at(key, here)
+            whole = self._digests.of(key, fd)
             try:
                 _receive(fd, here, stream, length, sha256, whole)
                 os.fsync(fd)
@@ -110,7 +128,7 @@ class Incoming:
                 os.ftruncate(fd, here)
                 raise
             _write_offset(parent, last, here + length)
-            self._digests.keep(key, here + length, whole)
+            self._digests.keep(key, fd, whole)
             return here + length
 
     @contextlib.contextmanager
@@ -130,56 +148,73 @@ class Incoming:
             os.unlink(last, dir_fd=parent)
         with contextlib.suppress(FileNotFoundError), parent_beneath(self.files, name) as (parent, last):
             os.unlink(last, dir_fd=parent)
-        self._digests.keep(f"{self._folder}\0{name}", 0, None)
 
     def put_group(self, members: Iterator[tuple[str, BinaryIO, int]]) -> int:
         """Put many whole files (name, stream, size in bytes) as a group; return how many.
 
-        Each appears by rename after all of the group were synced, so a crash leaves whole files or none of them.
+        Nothing is placed before every member was received, its name checked and its bytes synced; each then appears by
+        rename, so a crash leaves whole files or none.
         """
         self.prepare()
-        written: list[tuple[str, str]] = []
+        written: dict[str, _Aside] = {}
         try:
             for name, stream, size in members:
-                written.append((name, self._write_aside(name, stream, size)))
-            for _, temp in written:
-                _sync_path(self._folder / temp)
-            for name, temp in written:
-                self._place(name, temp)
+                check_names((name, *written))
+                written[name] = self._write_aside(stream, size)
+            for aside in written.values():
+                os.fsync(aside.fd)
+            for name, aside in written.items():
+                self._place(name, aside)
         finally:
-            for _, temp in written:
+            for aside in written.values():
+                os.close(aside.fd)
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._folder / temp)
-        for folder, _, _ in os.walk(self.files):
-            fsync_dir(Path(folder))
+                    os.unlink(self._folder / aside.name)
+        sync_folders(self.files)
         return len(written)
 
-    def _write_aside(self, name: str, stream: BinaryIO, size: int) -> str:
+    def _write_aside(self, stream: BinaryIO, size: int) -> _Aside:
         temp = f"put.{secrets.token_hex(8)}"
-        fd = os.open(self._folder / temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
+        fd = os.open(self._folder / temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
         digest = hashlib.sha256()
         try:
             _receive(fd, 0, stream, size, "", digest)
         except BaseException:
+            os.close(fd)
             os.unlink(self._folder / temp)
             raise
-        finally:
-            os.close(fd)
-        self._digests.keep(f"{self._folder}\0{name}", size, digest)
-        return temp
+        return _Aside(temp, fd, digest)
 
-    def _place(self, name: str, temp: str) -> None:
+    def _place(self, name: str, aside: _Aside) -> None:
         with contextlib.suppress(FileNotFoundError), parent_beneath(self._offsets, name) as (parent, last):
             os.unlink(last, dir_fd=parent)
         with parent_beneath(self.files, name, make=True) as (parent, last):
-            os.rename(self._folder / temp, last, dst_dir_fd=parent)
+            os.rename(self._folder / aside.name, last, dst_dir_fd=parent)
+        self._digests.keep(f"{self._folder}\0{name}", aside.fd, aside.digest)
+
+    def move_folder(self, name: str, target: Path) -> None:
+        """Move what arrived below `name` to the folder `target`, durably. Safe to repeat.
+
+        Where a crash has moved an earlier sending there already (or `target` is not empty), it goes file by file.
+        """
+        source = self.files / name
+        if not source.exists():
+            return
+        sync_folders(source)
+        try:
+            os.rename(source, target)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _merge(source, target)
+        fsync_dir(target.parent)
 
     def entry(self, name: str) -> FileEntry:
         """Return size and SHA-256 of what is here of `name`; `FileNotFoundError` where nothing is."""
         fd = open_beneath(self.files, name, os.O_RDONLY)
         try:
             size = os.fstat(fd).st_size
-            known = self._digests.at(f"{self._folder}\0{name}", size)
+            known = self._digests.of(f"{self._folder}\0{name}", fd)
             digest = known.hexdigest() if known is not None else hash_fd(fd)[0]
         finally:
             os.close(fd)
@@ -208,8 +243,7 @@ def _recorded(fd: int, parent: int, last: str) -> int:
     here = _read_offset(parent, last)
     if here is None:
         here = os.fstat(fd).st_size  # 0: new, or a crash came before the record; else put whole, by rename
-        if here == 0:
-            _write_offset(parent, last, 0)
+        _write_offset(parent, last, here)
     return here
 
 
@@ -234,9 +268,17 @@ def _write_offset(parent: int, last: str, offset: int) -> None:
     os.fsync(parent)
 
 
-def _sync_path(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def sync_folders(folder: Path) -> None:
+    """Make the names in `folder` and in every folder below it durable."""
+    for path, _, _ in os.walk(folder):
+        fsync_dir(Path(path))
+
+
+def _merge(source: Path, target: Path) -> None:
+    for path, _, names in os.walk(source):
+        below = target / Path(path).relative_to(source)
+        below.mkdir(mode=0o770, exist_ok=True)
+        for name in names:
+            os.rename(Path(path) / name, below / name)
+        fsync_dir(below)
+    remove_tree(source)

@@ -5,9 +5,12 @@ The wall clock is for records only; whatever waits uses `time.monotonic()`.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 
 from spool.errors import InvalidRecord
+
+_FRACTION = re.compile(r"\.([0-9]+)")
 
 
 def utc_now() -> str:
@@ -27,10 +30,14 @@ def to_epoch(instant: str) -> float:
     Raises `InvalidRecord` where it is not one, or has no time zone.
     """
     text = instant[:-1] + "+00:00" if instant.endswith(("Z", "z")) else instant
+    # Python 3.9 reads fractions of three or six digits only.
+    text = _FRACTION.sub(lambda match: "." + match[1][:6].ljust(6, "0"), text)
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             raise ValueError("no time zone")
-        return moment.timestamp()
+        seconds = moment.timestamp()
+        from_epoch(seconds)
+        return seconds
     except (ValueError, OverflowError) as exc:
         raise InvalidRecord(f"{instant!r} is not an instant", hint="write it like 2026-11-23T00:05:45Z") from exc

@@ -21,7 +21,7 @@ def loads(data: bytes, what: str) -> dict[str, Any]:
     try:
         text = data.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant, parse_int=_short_int)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeError as exc:
         raise InvalidRecord(f"{what} is not UTF-8 text", hint="save it as UTF-8") from exc
     except json.JSONDecodeError as exc:

@@ -88,8 +88,12 @@ def parse_ini(text: str, sections: Iterable[Section], where: str) -> Ini:
     for kind in kinds.values():
         if not kind.titled:
             values[kind.name] = {option.name: option.default for option in kind.options}
+    seen: set[str] = set()
     for title in parser.sections():
         section = _section_of(title, kinds, where)
+        if _normal(title) in seen:
+            raise ConfigError(f"{where}: [{_normal(title)}] stands there twice", hint="make one section of the two")
+        seen.add(_normal(title))
         values[_normal(title)] = _convert(section, title, dict(parser.items(title)), where)
     return Ini(values)
 
@@ -116,9 +120,9 @@ def _convert(section: Section, title: str, given: Mapping[str, str], where: str)
         if section.free and name.startswith(section.free):
             free[name[len(section.free) :]] = text
             continue
-        option = table.get(name.lower())
+        option = table.pop(name.lower(), None)
         if option is None:
-            raise ConfigError(f"{where}: [{title}] has no option {name!r}", hint=_nearest(name, table))
+            raise ConfigError(f"{where}: [{title}] has no option {name!r}, or has it twice", hint=_nearest(name, section))
         try:
             values[option.name] = option.convert(text)
         except ValueError as exc:
@@ -128,9 +132,10 @@ def _convert(section: Section, title: str, given: Mapping[str, str], where: str)
     return values
 
 
-def _nearest(name: str, table: Mapping[str, Option]) -> str:
-    near = difflib.get_close_matches(name.lower(), table, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(table)}"
+def _nearest(name: str, section: Section) -> str:
+    names = [option.name for option in section.options]
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(names)}"
 
 
 def text(value: str) -> str:
@@ -193,10 +198,10 @@ def seconds(low: float, high: float) -> Converter:
 
 def size(value: str) -> int:
     """Bytes, with an optional K, M, G or T (powers of 1024)."""
-    match = re.fullmatch(r"(\d{1,15})\s*([KMGT]?)(?:i?B)?", value, re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", value, re.IGNORECASE)
     if not match:
         raise ValueError("must be bytes, or a number with K, M, G or T such as 16M")
-    factor: int = 1024 ** " KMGT".index(match[2].upper() or " ")
+    factor: int = 1024 ** " KMGT".index((match[2] or " ").upper())
     return int(match[1]) * factor
 
 
@@ -215,5 +220,5 @@ def pattern(value: str) -> re.Pattern[str]:
     """A regular expression (Python's `re`) that must match as a whole."""
     try:
         return re.compile(value)
-    except re.error as exc:
+    except (re.error, OverflowError, RecursionError) as exc:
         raise ValueError(f"is not a regular expression: {exc}") from exc

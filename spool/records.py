@@ -17,10 +17,12 @@ from spool.fields import Fields
 from spool.instants import to_epoch
 from spool.names import check_env_name, check_id, check_names, check_site, check_user, why_not_carried
 from spool.paths import FORMAT
-from spool.states import State
+from spool.states import Reason, State
 
 JOB_LIMIT_BYTES = 4 * 1024 * 1024
 MAX_PRIORITY = 1000
+CANCELED = "canceled"
+RESULT_REASONS = (CANCELED, *(str(reason) for reason in Reason))
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -235,6 +237,7 @@ class JobState:
     attempt: int = 1
     run_id: str = ""
     agent: str = ""
+    agent_order: tuple[int, int] = (0, 0)
     queue_key: str = ""
     submitted_at: str = ""
     changed_at: str = ""
@@ -258,7 +261,14 @@ class JobState:
 
     @classmethod
     def parse(cls, data: bytes) -> JobState:
-        """Read state.json."""
+        """Read state.json; whatever is wrong with it is an `InvalidRecord`."""
+        try:
+            return cls._parse(data)
+        except InvalidName as exc:
+            raise InvalidRecord(f"state.json: {exc.message}", hint=exc.hint) from exc
+
+    @classmethod
+    def _parse(cls, data: bytes) -> JobState:
         fields = Fields(jsonio.loads(data, "state.json"), "state.json")
         fields.format()
         word = fields.string("state")
@@ -266,6 +276,8 @@ class JobState:
             raise fields.wrong("state", f"is {word!r}, which is not a state")
         texts = {name: fields.string(name, "") for name in cls._STRINGS}
         last = fields.mapping("last")
+        if texts["expires_at"]:
+            to_epoch(texts["expires_at"])
         return cls(
             id=check_id(fields.string("id")),
             state=State(word),
@@ -274,6 +286,7 @@ class JobState:
             revision=fields.integer("revision", low=0),
             priority=fields.integer("priority", 0, low=-MAX_PRIORITY, high=MAX_PRIORITY),
             attempt=fields.integer("attempt", 1, low=1),
+            agent_order=_parse_order(fields),
             exit_code=fields.optional_integer("exit_code"),
             inputs=parse_entries(fields.list("inputs"), "state.json"),
             last=HistoryEntry.parse(last) if last else None,
@@ -286,6 +299,8 @@ class JobState:
         value: dict[str, Any] = {"format": FORMAT, "id": self.id, "state": str(self.state), "site": self.site}
         value.update(user=self.user, revision=self.revision, priority=self.priority, attempt=self.attempt)
         value.update((name, text) for name in self._STRINGS if (text := getattr(self, name)))
+        if self.agent_order != (0, 0):
+            value["agent_order"] = list(self.agent_order)
         if self.exit_code is not None:
             value["exit_code"] = self.exit_code
         if self.last is not None:
@@ -297,6 +312,13 @@ class JobState:
     def with_entry(self, entry: HistoryEntry, **changes: Any) -> JobState:
         """Return the state after `entry`, with `changes` applied."""
         return replace(self, revision=entry.revision, changed_at=entry.at, last=entry, **changes)
+
+
+def _parse_order(fields: Fields) -> tuple[int, int]:
+    order = fields.list("agent_order") or [0, 0]
+    if len(order) != 2 or not all(type(number) is int and number >= 0 for number in order):
+        raise fields.wrong("agent_order", "must be two numbers, the agent's generation and the number of its sync")
+    return order[0], order[1]
 
 
 @dataclass(frozen=True)
@@ -331,13 +353,16 @@ class Result:
         files = parse_entries(fields.list("files"), "result.json")
         if not all(entry.path.startswith(("out/", "log/")) for entry in files):
             raise fields.wrong("files", "must name files below out/ or log/ only")
+        reason = fields.string("reason", "")
+        if reason and reason not in RESULT_REASONS:
+            raise fields.wrong("reason", f"is {reason!r}, which is not one of: {', '.join(RESULT_REASONS)}")
         return cls(
             id=check_id(fields.string("id")),
             run_id=check_id(fields.string("run_id")),
             attempt=fields.integer("attempt", low=1),
             exit_code=fields.optional_integer("exit_code"),
             signal=fields.optional_integer("signal"),
-            reason=fields.string("reason", ""),
+            reason=reason,
             message=fields.string("message", ""),
             started_at=fields.string("started_at", ""),
             finished_at=fields.string("finished_at", ""),

@@ -19,12 +19,10 @@ from spool.incoming import Digests, Incoming
 from spool.instants import from_epoch
 from spool.manifest import hash_fd
 from spool.paths import JobPaths
-from spool.records import FileEntry, Job, JobState, Result
+from spool.records import CANCELED, FileEntry, Job, JobState, Result
 from spool.runner import RunStatus, signal_of
 from spool.states import FINAL, Reason, State
 from spool.store import Store, check_run
-
-CANCELED = "canceled"
 
 
 @dataclass(frozen=True)
@@ -176,29 +174,15 @@ def _move_in(store: Store, state: JobState, paths: JobPaths, incoming: Incoming,
         raise Conflict(f"job {state.id} was never started", hint="ask for the start first")
     _set_unlisted_aside(incoming, result)
     for name, target in (("out", paths.out), ("log", paths.log)):
-        _move_folder(incoming.files / name, target)
+        incoming.move_folder(name, target)
     fsync_dir(paths.folder)
     replace_file(paths.result, result.encode())
-    if state.state == State.RUNNING:
+    if state.state in (State.RUNNING, State.HELD):
         state = store.write(state, State.RETURNING, by=by, why="finished", exit_code=result.exit_code)
     return store.end(
         state, target_state, by=by, reason="" if target_state == State.CANCELED else result.reason, message=result.message,
         exit_code=result.exit_code,
     )  # fmt: skip
-
-
-def _move_folder(source: Path, target: Path) -> None:
-    """Rename `source` to `target`; where a crash has moved an earlier sending of this run there already, file by file."""
-    if target.exists() and source.exists():
-        for folder, _, names in os.walk(source):
-            below = target / Path(folder).relative_to(source)
-            below.mkdir(mode=0o770, exist_ok=True)
-            for name in names:
-                os.rename(Path(folder) / name, below / name)
-            fsync_dir(below)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(source, target)
 
 
 def _set_unlisted_aside(incoming: Incoming, result: Result) -> None:

@@ -24,8 +24,9 @@ from spool.names import check_id, is_id, new_id
 from spool.paths import JobPaths, SpoolPaths
 from spool.queue import Entry, Queue, make_key
 from spool.records import JOB_LIMIT_BYTES, HistoryEntry, Job, JobState, Result
-from spool.states import FINAL, WITH_SITE, State, check_transition
+from spool.states import FINAL, WITH_SITE, Reason, State, check_transition
 
+MAX_WHY = 2000
 Listener = Callable[[JobState], None]
 
 
@@ -132,6 +133,7 @@ class Store:
         """
         if target != state.state:
             check_transition(state.id, state.state, target)
+        why = clip(why)
         updated = replace(state, state=target, **changes)
         entry = HistoryEntry(
             revision=state.revision + 1,
@@ -181,7 +183,7 @@ class Store:
         self.queue.add(state.site, state.user, key)
         return self.write(state, State.QUEUED, by=by, why=why, queue_key=key, run_id="", agent="", **changes)
 
-    def claim(self, site: str, users: list[str], *, agent: str, room: int) -> list[JobState]:
+    def claim(self, site: str, users: list[str], *, agent: str, room: int, order: tuple[int, int] = (0, 0)) -> list[JobState]:
         """Claim up to `room` waiting jobs of `site` for `agent`, first come first served within a priority.
 
         Each is claimed atomically: a job is given to one claimer. Stale entries met on the way are removed.
@@ -189,7 +191,7 @@ class Store:
         claimed: list[JobState] = []
         for entry in self.queue.waiting(site, users) if room > 0 else ():
             try:
-                state = self._claim_entry(site, entry, agent)
+                state = self._claim_entry(site, entry, agent, order)
             except (SpoolError, OSError) as exc:  # this one waits; the others are not delayed
                 log.error("not_claimed", job=entry.job_id, site=site, why=exc)
                 continue
@@ -199,7 +201,7 @@ class Store:
                 break
         return claimed
 
-    def _claim_entry(self, site: str, entry: Entry, agent: str) -> JobState | None:
+    def _claim_entry(self, site: str, entry: Entry, agent: str, order: tuple[int, int]) -> JobState | None:
         with self.locks.hold(entry.job_id):
             try:
                 state = self.state(entry.job_id)
@@ -212,7 +214,6 @@ class Store:
                 self._expire(state)
                 return None
             self.queue.add_active(site, agent, state.id)
-            now = utc_now()
             claimed = self.write(
                 state,
                 State.CLAIMED,
@@ -220,7 +221,8 @@ class Store:
                 why="claimed",
                 run_id=new_id(),
                 agent=agent,
-                claimed_at=now,
+                agent_order=order,
+                claimed_at=utc_now(),
                 queue_key="",
             )
             self.queue.remove(site, entry.user, entry.key)
@@ -244,12 +246,12 @@ class Store:
             due = bool(state.expires_at) and to_epoch(state.expires_at) <= to_epoch(utc_now())
             return self._expire(state) if due and state.state in (State.NEW, State.QUEUED) else state
 
-    def start(self, job_id: str, run_id: str, *, by: str) -> JobState:
+    def start(self, job_id: str, run_id: str, *, by: str, order: tuple[int, int] = (0, 0)) -> JobState:
         """Give permission to start: claimed -> running, durably, before the command is. Safe to repeat."""
         with self.locked(job_id) as state:
             check_run(state, run_id)
             if state.state == State.CLAIMED:
-                return self.write(state, State.RUNNING, by=by, why="may start", started_at=utc_now())
+                return self.write(state, State.RUNNING, by=by, why="may start", started_at=utc_now(), agent_order=order)
             if state.state == State.RUNNING:
                 return state
             raise Conflict(f"job {job_id} is {state.state} and cannot be started", hint="forget this run")
@@ -264,6 +266,7 @@ class Store:
 
     def end(self, state: JobState, target: State, *, by: str, reason: str = "", message: str = "", **more: Any) -> JobState:
         """Write a final state and drop the job from the indexes; the caller holds the lock."""
+        message = clip(message)
         ended = self.write(
             state,
             target,
@@ -286,6 +289,18 @@ class Store:
                 return state
             check_run(state, run_id)
             return self.end(state, State.FAILED, by=by, reason=reason, message=message)
+
+    def lose(self, job_id: str, run_id: str, *, by: str, order: tuple[int, int], message: str) -> JobState:
+        """End a started run that a later sync of its agent no longer lists: failed, lost.
+
+        `order` numbers that sync; one that is not later than the sync which claimed or started the job has simply been
+        overtaken on its way, and changes nothing, whichever server process it reached.
+        """
+        with self.locked(job_id) as state:
+            started = state.state in WITH_SITE - {State.CLAIMED}
+            if state.run_id != run_id or not started or order <= state.agent_order:
+                return state
+            return self.end(state, State.FAILED, by=by, reason=Reason.LOST.value, message=message)
 
     def give_back(self, job_id: str, run_id: str, *, by: str, why: str) -> JobState:
         """claimed -> queued for an agent without contact: provably not started. Any other state is returned as it is."""
@@ -317,13 +332,17 @@ class Store:
         An operator's act. Raises `Conflict` where the job has not ended. Safe to repeat after a crash at any point.
         """
         with self.locked(job_id) as state:
-            check_transition(job_id, state.state, State.QUEUED)
-            if state.state == State.NEW:
-                raise Conflict(f"job {job_id} is new and was never queued", hint="enqueue it instead")
+            if state.state not in FINAL:
+                raise Conflict(f"job {job_id} is {state.state} and has not ended", hint="cancel it first, or wait for its end")
             set_attempt_aside(self.paths.job(job_id), state.attempt)
             cleared = dict.fromkeys(("claimed_at", "started_at", "ended_at", "reason", "message"), "")
             cleared.update(cancel_requested_at="", cancel_requested_by="", expires_at="")
             return self._to_queue(state, by=by, why="requeue", attempt=state.attempt + 1, exit_code=None, **cleared)
+
+
+def clip(text: str) -> str:
+    """Return `text` cut to what a line of the history takes."""
+    return text if len(text) <= MAX_WHY else text[: MAX_WHY - 4] + " ..."
 
 
 def check_run(state: JobState, run_id: str) -> None:

@@ -30,8 +30,8 @@ from spool.errors import (
     Unauthorized,
 )
 from spool.files import replace_file
-from spool.records import JobState, Result
-from spool.results import Outputs, judge, no_run
+from spool.records import CANCELED, JobState, Result
+from spool.results import Outputs, final_state, judge, no_run
 from spool.runner import LocalRunner, RunStatus, write_run
 from spool.states import Reason, State
 
@@ -122,7 +122,10 @@ class Carrier:
             except (Refused, TransferFailed, InvalidRecord, InvalidName) as exc:
                 self._end_without_run(Reason.REFUSED_BY_SITE if isinstance(exc, Refused) else Reason.TRANSFER, exc)
                 return
-            self._wait_for_permission()
+            if not self._permitted():
+                self._runner.cancel(self.local.paths.folder)  # takes the latch: it can never start
+                self._end_without_run(CANCELED, StaleRun("canceled before it started", hint=""))
+                return
             self.local.advance(State.RUNNING, "may start")
         if self.local.state.state == State.RUNNING:
             try:
@@ -158,14 +161,18 @@ class Carrier:
         self._runner.prepare(local.paths.folder)
         local.mark_ready()
 
-    def _wait_for_permission(self) -> None:
+    def _permitted(self) -> bool:
+        """Ask until the start is permitted (True) or the job is to be canceled (False)."""
         while self._wanted != "start":
             self._sync_soon()
             deadline = time.monotonic() + self._config.agent["poll_s"]
             while self._wanted not in ("start", "forget", "cancel") and time.monotonic() < deadline:
                 self._pause(deadline - time.monotonic())
-            if self._wanted in ("forget", "cancel"):
+            if self._wanted == "cancel":
+                return False
+            if self._wanted == "forget":
                 raise StaleRun("the job was given back or canceled before it started", hint="nothing was run")
+        return True
 
     def _run_and_watch(self) -> RunStatus:
         """Start the command unless it ever was, and wait for its end; pass on a cancel; stream the log where it may leave."""
@@ -248,14 +255,14 @@ class Carrier:
         ended = str(answer.get("state", ""))
         self.local.close(State(ended) if ended in State.__members__.values() else State.COMPLETED, "delivered")
 
-    def _end_without_run(self, reason: Reason, why: SpoolError) -> None:
+    def _end_without_run(self, reason: str, why: SpoolError) -> None:
         log.warning("not_run", job=self.local.state.id, reason=reason, why=why.message)
-        result = no_run(self.local.state, reason.value, why.message)
+        result = no_run(self.local.state, str(reason), why.message)
         self._again("report", lambda: self._close_unrun(result))
 
     def _close_unrun(self, result: Result) -> None:
         self._client.finish(result)
-        self.local.close(State.FAILED, result.message)
+        self.local.close(final_state(result), result.message)
 
     def _sender(self) -> transfer.Sender:
         state = self.local.state

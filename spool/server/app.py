@@ -8,7 +8,7 @@ from bottle import Bottle, HTTPError, HTTPResponse, request
 
 from spool import log
 from spool.config import LiveConfig
-from spool.errors import InvalidRequest, NotFound, SpoolError, from_os_error
+from spool.errors import InvalidName, InvalidRequest, NotFound, SpoolError, from_os_error
 from spool.incoming import Digests
 from spool.server.auth import Auth
 from spool.server.pages import Pages
@@ -33,8 +33,20 @@ def build(store: Store, config: LiveConfig, wakeups: Wakeups, contacts: Contacts
     V1(store, config, auth, sync, Digests()).mount(app)
     Pages(store, config, auth, contacts).mount(app)
     app.install(_answering_errors)
+    app.add_hook("before_request", _check_path)
     app.default_error_handler = _route_error
     return app
+
+
+def _check_path() -> None:
+    """Refuse a path that is not UTF-8 or holds a control character: bottle would drop those bytes and serve another name."""
+    raw = str(request.environ.get("bottle.raw_path", ""))
+    try:
+        text = raw.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        text = "\0"
+    if any(ord(char) < 32 or ord(char) == 127 for char in text):
+        raise problem(InvalidName("the path holds bytes that no name may hold", hint="percent-encode names as UTF-8"))
 
 
 def _answering_errors(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +78,8 @@ def _route_error(error: HTTPError) -> Any:
         known = InvalidRequest(f"{request.method} {request.path}: {error.body}", hint="docs/protocol.md lists the calls")
     answer = problem(known)
     answer.status = error.status_code if error.status_code < 500 else answer.status_code
+    if error.status_code == 405:
+        answer.set_header("Allow", error.get_header("Allow", ""))
     if error.status_code >= 500:
         log.error("internal", call=request.path, why=error.exception or error.body)
     return answer

@@ -64,15 +64,15 @@ def download(environ: Mapping[str, Any], paths: JobPaths, folder: str, name: str
     headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "Cache-Control": "no-store"}
     if entry is not None:
         headers["ETag"] = f'"sha256-{entry.sha256}"'
-    span = _span(environ, size, headers.get("ETag", ""))
+    span, partial = _span(environ, size, headers.get("ETag", ""))
     if span is None:
         file.close()
         return HTTPResponse(b"", 416, {**headers, "Content-Range": f"bytes */{size}"})
     start, end = span
-    status = 200 if (start, end) == (0, size) and not environ.get("HTTP_RANGE") else 206
-    if status == 206:
+    if partial:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - start)
+    status = 206 if partial else 200
     if environ["REQUEST_METHOD"] == "HEAD":
         file.close()
         return HTTPResponse(b"", status, headers)
@@ -88,16 +88,22 @@ def _body(environ: Mapping[str, Any], file: BinaryIO, start: int, end: int, size
     return wrapper(file, BLOCK_BYTES) if wrapper else iter(lambda: file.read(BLOCK_BYTES), b"")
 
 
-def _span(environ: Mapping[str, Any], size: int, etag: str) -> tuple[int, int] | None:
-    """Return (start, end) in bytes of what is asked for, or None where it cannot be satisfied."""
+def _span(environ: Mapping[str, Any], size: int, etag: str) -> tuple[tuple[int, int] | None, bool]:
+    """Return ((start, end) in bytes of what is answered, whether that is a part); None where the range cannot be satisfied.
+
+    A range that is malformed, of several parts, or whose If-Range does not hold is ignored, and all is answered with 200.
+    """
     match = _RANGE.fullmatch(str(environ.get("HTTP_RANGE", "")))
     if not match or match[0] == "bytes=-" or environ.get("HTTP_IF_RANGE", etag) != etag:
-        return 0, size
+        return (0, size), False
     if not match[1]:
-        return (max(0, size - int(match[2])), size) if int(match[2]) else None
+        last = min(size, int(match[2]))
+        return ((size - last, size) if last else None), True
     start = int(match[1])
+    if match[2] and int(match[2]) < start:
+        return (0, size), False
     end = min(size, int(match[2]) + 1) if match[2] else size
-    return (start, end) if start < end else None
+    return ((start, end) if start < end else None), True
 
 
 def body_length(environ: Mapping[str, Any], limit: int) -> int:

@@ -63,8 +63,8 @@ class Pages:
         lines += [f"mint_spool_free_bytes {free_bytes(self._store.paths.root)}"]
         lines += ["# HELP mint_spool_contact_age_seconds Time since an agent's last sync."]
         lines += ["# TYPE mint_spool_contact_age_seconds gauge"]
-        for (site, agent), age_s in sorted(self._contacts.known().items()):
-            lines.append(f'mint_spool_contact_age_seconds{{site="{site}",agent="{agent}"}} {age_s:.0f}')
+        for (site, user, agent), age_s in sorted(self._contacts.known().items()):
+            lines.append(f'mint_spool_contact_age_seconds{{site="{site}",user="{user}",agent="{agent}"}} {age_s:.0f}')
         body = "\n".join(lines) + "\n"
         return HTTPResponse(body.encode("utf-8"), 200, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
@@ -86,8 +86,8 @@ class Pages:
         ]
         rows = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in cells)
         contacts = "".join(
-            f"<li>{html.escape(site)}: {html.escape(agent)}, {age_s:.0f} s ({_word(age_s)})</li>"
-            for (site, agent), age_s in sorted(self._contacts.known().items())
+            f"<li>{html.escape(site)}: {html.escape(agent)} of {html.escape(user)}, {age_s:.0f} s ({_word(age_s)})</li>"
+            for (site, user, agent), age_s in sorted(self._contacts.known().items())
         )
         page = _PAGE.format(contacts=contacts or "<li>none yet</li>", rows=rows)
         headers = {

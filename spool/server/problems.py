@@ -27,7 +27,7 @@ STATUS: dict[str, int] = {
     "too_many_tries": 429,
     "busy": 503,
     "no_space": 507,
-    "unknown_format": 500,
+    "unknown_format": 400,
     "configuration": 500,
     "internal": 500,
     "unreachable": 502,

@@ -22,7 +22,7 @@ from spool.names import check_id, check_site, check_user
 from spool.records import JobState
 from spool.server.auth import Asker
 from spool.server.wakeups import Waiter, Wakeups
-from spool.states import FINAL, Reason, State
+from spool.states import FINAL, State
 from spool.store import Store
 
 MAX_WAIT_S = 25.0
@@ -30,6 +30,9 @@ MAX_ROOM = 1000
 RECHECK_S = 1.0
 CONTACT_EVERY_S = 10.0
 _PASSIVE = ("run", "keep", "return")
+
+
+AgentKey = tuple[str, str, str]  # site, user, the agent's own name: two users' agents may have one name
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class Request:
     leaving: bool
     jobs: tuple[Held, ...]
 
+    @property
+    def order(self) -> tuple[int, int]:
+        """What orders the syncs of one agent: its start's generation, then the number within it."""
+        return self.generation, self.seq
+
     @classmethod
     def parse(cls, body: bytes) -> Request:
         """Read and check the body."""
@@ -96,27 +104,26 @@ class Contacts:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._seen: dict[tuple[str, str], tuple[float, tuple[int, int]]] = {}
+        self._seen: dict[AgentKey, tuple[float, tuple[int, int]]] = {}
         self._written: dict[str, float] = {}
         self.started = time.monotonic()
 
-    def note(self, request: Request) -> bool:
+    def note(self, key: AgentKey, request: Request) -> bool:
         """Note a contact; return False for a sync that was overtaken by a newer one of the same agent on its way here."""
-        key, order = (request.site, request.agent), (request.generation, request.seq)
         with self._lock:
             _, newest = self._seen.get(key, (0.0, (-1, -1)))
-            self._seen[key] = (time.monotonic(), max(order, newest))
+            self._seen[key] = (time.monotonic(), max(request.order, newest))
         self._write(request)
-        return order >= newest
+        return request.order >= newest
 
-    def silent_s(self, site: str, agent: str) -> float:
+    def silent_s(self, key: AgentKey) -> float:
         """Return for how many observed seconds the agent was not heard of (since this server's start, if never)."""
         with self._lock:
-            at, _ = self._seen.get((site, agent), (self.started, (0, 0)))
+            at, _ = self._seen.get(key, (self.started, (0, 0)))
         return time.monotonic() - at
 
-    def known(self) -> dict[tuple[str, str], float]:
-        """Return (site, agent) -> seconds since its last contact."""
+    def known(self) -> dict[AgentKey, float]:
+        """Return (site, user, agent) -> seconds since its last contact."""
         with self._lock:
             return {key: time.monotonic() - at for key, (at, _) in self._seen.items()}
 
@@ -149,7 +156,8 @@ class Sync:
         asker.need("agent")
         asker.need_site(request.site)
         request = self._within_site(request)
-        current = self._contacts.note(request)
+        key = (request.site, asker.user, request.agent)
+        current = self._contacts.note(key, request)
         jobs = [self._tell(asker, request, held) for held in request.jobs]
         if current:
             jobs += self._unlisted(asker, request)
@@ -158,7 +166,7 @@ class Sync:
         if current and request.wait_s > 0 and not _worth_telling(request, jobs):
             jobs, superseded = self._wait(asker, request, jobs)
         elif current:
-            self._wakeups.supersede(request.agent, request.site)
+            self._wakeups.supersede(key)
         epoch = identity(self._store.paths)[1]
         return {"epoch": epoch, "now": utc_now(), "superseded": superseded, "jobs": jobs}
 
@@ -176,7 +184,7 @@ class Sync:
         folders = [paths.job(held.id).folder for held in request.jobs]
         if request.room:
             folders += [paths.queue / request.site, paths.queue_of(request.site, asker.user)]
-        waiter = self._wakeups.enter(request.agent, request.site, folders)
+        waiter = self._wakeups.enter((request.site, asker.user, request.agent), folders)
         if waiter is None:
             return jobs, False
         try:
@@ -199,7 +207,7 @@ class Sync:
 
     def _claim(self, asker: Asker, request: Request, taken: int) -> list[dict[str, Any]]:
         room = request.room - taken
-        states = self._store.claim(request.site, [asker.user], agent=request.agent, room=room)
+        states = self._store.claim(request.site, [asker.user], agent=request.agent, room=room, order=request.order)
         return [_told(state, "fetch") for state in states]
 
     def _unlisted(self, asker: Asker, request: Request) -> list[dict[str, Any]]:
@@ -218,7 +226,7 @@ class Sync:
                 told.append(_told(state, "fetch"))
             else:
                 message = "the agent no longer has this job, which it may have started"
-                self._store.fail(job_id, state.run_id, by=request.agent, reason=Reason.LOST.value, message=message)
+                self._store.lose(job_id, state.run_id, by=request.agent, order=request.order, message=message)
         return told
 
     def _drop_active(self, request: Request, job_id: str) -> None:
@@ -251,11 +259,11 @@ class Sync:
             want = "cancel" if held.state == "running" else "forget"
             return {"id": held.id, "run_id": held.run_id, "want": want, "state": "stale"}
         try:
-            return self._judge(state, held)
+            return self._judge(state, held, request.order)
         except (StaleRun, Conflict):  # it changed under our hands: the next sync tells
             return _told(state, "run")
 
-    def _judge(self, state: JobState, held: Held) -> dict[str, Any]:
+    def _judge(self, state: JobState, held: Held, order: tuple[int, int]) -> dict[str, Any]:
         if state.state in FINAL:
             return _told(state, self._after_end(state, held))
         if state.state == State.CLAIMED and not held.ready:
@@ -264,9 +272,11 @@ class Sync:
             state = self._store.returning(state.id, held.run_id, by=state.agent, exit_code=held.exit_code)
         if state.state == State.RETURNING:
             return _told(state, "return")
+        if state.cancel_requested_at:
+            return _told(state, "cancel")
         if state.state == State.CLAIMED or held.state == "claimed":
-            return _told(self._store.start(state.id, held.run_id, by=state.agent), "start")
-        return _told(state, "cancel" if state.cancel_requested_at else "run")
+            return _told(self._store.start(state.id, held.run_id, by=state.agent, order=order), "start")
+        return _told(state, "run")
 
     @staticmethod
     def _after_end(state: JobState, held: Held) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spool import jsonio
-from spool.errors import InvalidRecord, InvalidRequest, NotFound
+from spool.errors import ConfigError, InvalidRecord, InvalidRequest, NotFound, SpoolError
 from spool.fields import Fields
 from spool.files import read_record, replace_file
 from spool.instants import from_epoch, to_epoch, utc_now
@@ -91,11 +91,16 @@ class TokenFile:
         seen = (info.st_ino, info.st_size, info.st_mtime_ns)
         with self._lock:
             if seen != self._seen:
-                fields = Fields(jsonio.loads(read_record(self._path, jsonio.MAX_BYTES), "tokens.json"), "tokens.json")
-                fields.format()
-                self._tokens = tuple(Token.parse(value) for value in fields.list("tokens"))
-                self._seen = seen
+                self._tokens, self._seen = self._read(), seen
             return self._tokens
+
+    def _read(self) -> tuple[Token, ...]:
+        try:
+            fields = Fields(jsonio.loads(read_record(self._path, jsonio.MAX_BYTES), "tokens.json"), "tokens.json")
+            fields.format()
+            return tuple(Token.parse(value) for value in fields.list("tokens"))
+        except SpoolError as exc:
+            raise ConfigError(f"{self._path} cannot be used: {exc.message}", hint="restore it, or make tokens anew") from exc
 
     def find(self, text: str) -> Token | None:
         """Return the token `text` stands for, if it counts. Compares with every one, in constant time each."""

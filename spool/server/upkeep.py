@@ -80,11 +80,12 @@ class Upkeep:
                 continue  # the push looks after its own
             for agent in self._store.queue.agents(site):
                 for job_id in self._store.queue.active(site, agent):
-                    self._judge_silence(job_id, self._contacts.silent_s(site, agent))
+                    self._judge_silence(job_id)
 
-    def _judge_silence(self, job_id: str, silent_s: float) -> None:
+    def _judge_silence(self, job_id: str) -> None:
         try:
             state = self._store.state(job_id)
+            silent_s = self._contacts.silent_s((state.site, state.user, state.agent))
             if state.state == State.CLAIMED and silent_s > self._config.get().server["claim_return_s"]:
                 self._store.give_back(job_id, state.run_id, by="server", why=f"no contact with {state.agent}")
             limit_s = self._limit_s(state)

@@ -234,7 +234,10 @@ class V1:
         _, state = self._seen(job_id)
         if state.state != State.NEW:
             return self.get_input(job_id, name)
-        return files.upload_state(self._inputs(job_id), f"in/{check_name(name)}")
+        here = self._store.paths.job(job_id).inputs / check_name(name)
+        if here.is_file():  # an enqueue has moved it to its place and then did not go through
+            return HTTPResponse(b"", 200, {"Upload-Offset": str(here.stat().st_size), "Cache-Control": "no-store"})
+        return files.upload_state(self._inputs(job_id), f"in/{name}")
 
     def enqueue(self, job_id: str) -> HTTPResponse:
         """POST enqueue: hash the inputs, then new -> queued. Safe to repeat."""
@@ -244,12 +247,10 @@ class V1:
         job = self._store.job(job_id)
         check_against(job, state.user, self._config.get())
         paths = self._store.paths.job(job_id)
-        folder = self._inputs(job_id).files / "in"
-        entries = freeze_inputs(job, folder if folder.exists() else paths.inputs)
         with self._store.locked(job_id) as state:
-            if state.state == State.NEW and folder.exists():
-                folder.rename(paths.inputs)
-                fsync_dir(paths.folder)
+            if state.state == State.NEW:
+                self._inputs(job_id).move_folder("in", paths.inputs)
+        entries = freeze_inputs(job, paths.inputs)
         state = self._store.enqueue(job_id, by=state.user, inputs=entries)
         remove_tree(paths.incoming)
         return answer(summary(state))

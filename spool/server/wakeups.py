@@ -18,9 +18,8 @@ WATCH_S = 0.05
 class Waiter:
     """One waiting sync."""
 
-    def __init__(self, agent: str, site: str, folders: Iterable[Path]) -> None:
+    def __init__(self, agent: tuple[str, str, str], folders: Iterable[Path]) -> None:
         self.agent = agent
-        self.site = site
         self.superseded = False
         self._folders = tuple(folders)
         self._seen = self._look()
@@ -75,10 +74,10 @@ class Wakeups:
         self.stop()
         self._thread.join()
 
-    def enter(self, agent: str, site: str, folders: Iterable[Path]) -> Waiter | None:
-        """Register a waiter, or return None where the limit is reached or the server is stopping."""
-        self.supersede(agent, site)
-        waiter = Waiter(agent, site, folders)
+    def enter(self, agent: tuple[str, str, str], folders: Iterable[Path]) -> Waiter | None:
+        """Register a waiter of `agent` (site, user, name), or return None where the limit is reached or the server stops."""
+        self.supersede(agent)
+        waiter = Waiter(agent, folders)
         with self._lock:
             if len(self._waiters) >= self._limit or self._closed.is_set():
                 return None
@@ -90,17 +89,17 @@ class Wakeups:
         with self._lock:
             self._waiters.discard(waiter)
 
-    def supersede(self, agent: str, site: str) -> None:
+    def supersede(self, agent: tuple[str, str, str]) -> None:
         """End the waits of this agent: a newer sync of it is here."""
         for waiter in self._all():
-            if (waiter.agent, waiter.site) == (agent, site):
+            if waiter.agent == agent:
                 waiter.superseded = True
                 waiter.wake()
 
     def notify(self, site: str) -> None:
         """Wake the waiting syncs of `site`."""
         for waiter in self._all():
-            if waiter.site == site:
+            if waiter.agent[0] == site:
                 waiter.wake()
 
     def count(self) -> int:

@@ -241,9 +241,7 @@ class Connection:
         # Its errors go to a file: the master that stays in the background may keep a pipe open, and nobody would see its end.
         with tempfile.TemporaryFile() as said:
             command = ["ssh", *self._options(), "-o", "ControlMaster=yes", "-f", "-N", "--", self.site.host]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
             with self._children_lock:
                 self._children.add(process)
             try:

@@ -176,4 +176,3 @@ def purge(files: Path, listed: Iterable[str]) -> None:
         if folder not in (str(files), str(files / "out"), str(files / "log")):
             with contextlib.suppress(OSError):  # not empty
                 os.rmdir(folder)
-

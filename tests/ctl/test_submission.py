@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 
 from components.waiting import wait_until
-from spool.ctl.backend import Usage
+from spool import drops
+from spool.ctl.backend import Rejected, Usage
+from spool.ctl.folder import FolderBackend
+from spool.ctl.progress import silent
 from spool.ctl.submission import inputs_of, pairs
 from spool.names import new_id
+from spool.records import Job
 
 JOB = ("submit", "--site", "s", "--command", "c")
 
@@ -115,6 +119,14 @@ def test_a_refusal_is_shown_at_once(ctl: Any, args: tuple[str, ...], words: str)
     assert "operator" in done.stderr
     assert not done.stdout
     assert not list((ctl.rig.spool / "drop").iterdir())
+
+
+def test_a_whole_drop_is_refused_without_waiting_for_more(ctl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody without a login name and without --user: such a drop could still be being written, but ours came whole."""
+    backend = FolderBackend(ctl.rig.spool)
+    monkeypatch.setattr(drops.pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(Rejected, match="no login name"):
+        backend.submit(Job(id=new_id(), site="s", command="c"), {}, silent)
 
 
 def test_the_same_id_again(ctl: Any) -> None:
