@@ -7,11 +7,11 @@ configuration it does so at once; else it waits a few seconds for the server or 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobStat
 from spool.store import Store
 
 ACCEPT_WAIT_S = 5
+_REASON_WAIT_S = 1
 _HISTORY_LIMIT = jsonio.MAX_BYTES
 
 
@@ -85,13 +86,15 @@ class FolderBackend(Backend):
         config = self._config()
         if config is None or not may_accept(self.paths):
             return None
-        # This drop came whole, by rename: there is nothing to wait for before it is refused.
-        config = replace(config, server={**config.server, "drop_quiet_s": 0.0})
         drops = Drops(self.store, workers=1)
         try:
             return drops.accept(job_id, config)
-        except (Busy, FileNotFoundError):  # another process was faster; what became of it is seen on disk
+        except Busy:
             return None
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
+            return None  # another process was faster; what became of it is seen on disk
         finally:
             drops.close()
 
@@ -129,7 +132,9 @@ class FolderBackend(Backend):
 
     def _refusal(self, name: str) -> Rejected:
         folder = self.paths.rejected / name
-        reason = _reason(folder)
+        end = time.monotonic() + _REASON_WAIT_S  # reason.json is written after the move
+        while not (reason := _reason(folder)) and time.monotonic() < end:
+            time.sleep(self.poll_s[0])
         message = f"rejected: {reason.get('message') or 'no reason was written'}"
         return Rejected(message, hint=f"{reason.get('hint', '')} (the drop is in {folder})".strip())
 

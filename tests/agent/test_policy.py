@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,16 @@ def test_any_ordinary_name_by_default(folder: Path) -> None:
 SPECIAL = (".bashrc", "abaqus_v6.env", "a/abaqus_v6.env", "a/.hidden", ".ssh/config", "a/.b/c", ".env", ".a/x.inp")
 
 
-@pytest.mark.parametrize("name", SPECIAL)
 @pytest.mark.parametrize("patterns", ["**", "*", "* **", "**/*", "*.*", "*/*", "**/*.*", "?*", "[!x]*", "***", "**/**", "a/*", "a/**"])
-def test_files_that_solvers_execute_need_a_pattern_of_their_own(folder: Path, name: str, patterns: str) -> None:
+def test_files_that_solvers_execute_need_a_pattern_of_their_own(folder: Path, patterns: str) -> None:
     """A pattern is one of their own where it writes the dot, or `.env`, itself; a wildcard never stands for them."""
-    refused(law(folder, inputs_allow=patterns), "is not allowed", inputs=(name,))
+    let_in = []
+    config = law(folder, inputs_allow=patterns)
+    for name in SPECIAL:
+        with contextlib.suppress(Refused):
+            order(config, inputs=(name,))
+            let_in.append(name)
+    assert let_in == []
 
 
 @pytest.mark.parametrize(

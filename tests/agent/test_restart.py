@@ -109,7 +109,9 @@ def test_done_while_nobody_watched(company: Company) -> None:
 def test_ends_soon_although_the_server_does_not_answer(company: Company, state: str) -> None:
     """A frozen server takes connections and says nothing: nobody waits a minute for a goodbye."""
     company.start()
-    company.completed(company.sh("true"))
+    job = company.sh("true")
+    company.completed(job)
+    company.locally(job, "completed")
     server = company.rig._processes[0]
     server.signal(signal.SIGSTOP if state == "frozen" else signal.SIGKILL)
     try:
@@ -122,11 +124,6 @@ def test_ends_soon_although_the_server_does_not_answer(company: Company, state: 
 # ---- the agent is killed
 
 
-def kill_while(company: Company, wire: Wire, held: Callable[[], bool], what: str) -> None:
-    wait_until(held, 20, what)
-    company.kill_agent()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True], ids=["one file", "tar"])
 def test_agent_killed_while_fetching(company: Company, make_wire: Make, many: bool) -> None:
@@ -136,7 +133,8 @@ def test_agent_killed_while_fetching(company: Company, make_wire: Make, many: bo
     company.start(url=wire.url)
     small = {f"s{number}": noise(9000, str(number)) for number in range(20)} if many else {}
     job = company.sh(AT_ONCE, inputs={"in.bin": DATA, **small}, outputs=("out.bin",))
-    kill_while(company, wire, lambda: any(part in request.path for request in list(wire.seen)), "the download has begun")
+    wait_until(lambda: any(part in request.path for request in list(wire.seen)), 20, "the download has begun")
+    company.kill_agent()
     assert company.rig.state(job)["state"] == "claimed"
     assert starts(company) == 0
     hold.go.set()
@@ -161,7 +159,8 @@ def test_agent_killed_while_returning(company: Company, make_wire: Make) -> None
     wire = make_wire(company.rig.port, once(lambda request: request.method == "PATCH" and "/out/" in request.path, Act(), hold))
     company.start(url=wire.url, chunk="1M")
     job = company.sh(AT_ONCE, inputs={"in.bin": DATA}, outputs=("out.bin",))
-    kill_while(company, wire, lambda: len(wire.of("PATCH", "/out/")) >= 2, "the second chunk is on its way")
+    wait_until(lambda: len(wire.of("PATCH", "/out/")) >= 2, 20, "the second chunk is on its way")
+    company.kill_agent()
     before = len(wire.seen)
     hold.go.set()
     company.start(url=wire.url, chunk="1M")

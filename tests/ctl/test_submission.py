@@ -121,8 +121,7 @@ def test_a_refusal_is_shown_at_once(ctl: Any, args: tuple[str, ...], words: str)
     assert not list((ctl.rig.spool / "drop").iterdir())
 
 
-def test_a_whole_drop_is_refused_without_waiting_for_more(ctl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody without a login name and without --user: such a drop could still be being written, but ours came whole."""
+def test_somebody_without_a_login_name_is_refused_at_once(ctl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = FolderBackend(ctl.rig.spool)
     monkeypatch.setattr(drops.pwd, "getpwuid", {}.__getitem__)
     with pytest.raises(Rejected, match="no login name"):

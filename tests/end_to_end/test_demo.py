@@ -7,11 +7,12 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
+from components.waiting import wait_until
 
 REPO = Path(__file__).resolve().parents[2]
 PRIVATE = (".git", ".venv*", ".mypy_cache", ".ruff_cache", ".pytest_cache", "__pycache__", "tests", "*.egg-info")
@@ -40,6 +41,10 @@ class Demo:
         process = self.start(*options, language=language)
         said, _ = process.communicate(timeout=240)
         return process.returncode, said
+
+    def solver_works(self) -> bool:
+        """The command of the demo's job has been started: its runner has left a pid."""
+        return any(self.tmp.glob("mint-spool-demo*/site/**/run/pid"))
 
     def left_over(self) -> list[str]:
         """Temporary folders, and processes that work in them."""
@@ -121,7 +126,7 @@ def test_interrupted_demo_cleans_up(demo: Demo) -> None:
     for line in process.stdout:
         if "program A" in line:
             break
-    time.sleep(1.0)     # the solver is at work by now
+    wait_until(demo.solver_works, 60, "the solver is at work")
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 130, rest

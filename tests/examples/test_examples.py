@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +13,8 @@ import picture
 import plate
 import pytest
 import traces
+
+from components.waiting import wait_until
 
 COMMON = Path(plate.__file__).parent
 MATERIAL = plate.Material(206000.0, 0.3, 235.0)
@@ -93,9 +94,7 @@ def test_canceled_run_leaves_no_trace(tmp_path: Path) -> None:
     fake.chmod(0o755)
     site = Site(tmp_path, f"CCX='{fake}'\n")
     process = site.start("plate")
-    deadline = time.monotonic() + 20
-    while not (site.work / "private" / "solver.log").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until((site.work / "private" / "solver.log").exists, 20, "the solver is at work")
     assert site.curve.search((site.work / "private" / "plate.inp").read_bytes()).lines == 12
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)

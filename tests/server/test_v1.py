@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import tarfile
 import threading
@@ -644,7 +645,7 @@ def test_pages(service: Service) -> None:
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     metrics = viewer.ok("GET", "/metrics").body.decode()
     assert 'mint_spool_jobs{state="claimed"} 1' in metrics
-    assert 'mint_spool_contact_age_seconds{site="site-a",agent="agent-1"} ' in metrics
+    assert re.search(r'mint_spool_contact_age_seconds\{site="site-a",user="[^"]+",agent="agent-1"\} \d', metrics)
     assert Client(service.port)("GET", "/health").json["status"] == "ok"
 
 
