@@ -163,6 +163,9 @@ def read_config(path: Path) -> SpoolConfig:
     """Read spool.ini; raise `ConfigError` naming the place of whatever is wrong."""
     ini = o.read_ini(path, SECTIONS)
     server = dict(ini.one("server"))
+    for name in ("spool", "tokens", "log"):  # whichever program reads it, from wherever: the same file
+        if server[name] is not None:
+            server[name] = path.resolve().parent / server[name]
     for uid in server["trusted_uids"]:
         if not uid.isdecimal():
             raise ConfigError(f"{path}: [server] trusted_uids: {uid!r} is not a numeric uid", hint="see: id -u USER")

@@ -88,6 +88,18 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def history(self, state: JobState) -> list[HistoryEntry]:
+        """Return the changes up to `state`, oldest first; a torn line spoils only itself, and the last is in `state` too."""
+        found: dict[int, HistoryEntry] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in read_record(self.paths.job(state.id).history, jsonio.MAX_BYTES).splitlines():
+                with contextlib.suppress(SpoolError):
+                    entry = HistoryEntry.parse(jsonio.loads(line, "history.jsonl"))
+                    found[entry.revision] = entry
+        if state.last is not None:
+            found[state.last.revision] = state.last
+        return [found[number] for number in sorted(found) if number <= state.revision]
+
     def states(self) -> Iterator[JobState]:
         """Yield the state of every job that can be read; the others go to `corrupt/`."""
         for job_id in self.ids():
@@ -317,10 +329,12 @@ class Store:
         Raises `Conflict` where the job has ended in another way.
         """
         with self.locked(job_id) as state:
-            if state.state == State.CANCELED or state.cancel_requested_at:
+            if state.state == State.CANCELED:
                 return state
             if state.state in FINAL:
                 raise Conflict(f"job {job_id} is {state.state} already", hint="there is nothing to cancel")
+            if state.cancel_requested_at:
+                return state
             asked = {"cancel_requested_at": utc_now(), "cancel_requested_by": by}
             if state.state in WITH_SITE - {State.CLAIMED}:
                 return self.write(state, state.state, by=by, why="cancel requested", **asked)

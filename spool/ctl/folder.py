@@ -29,7 +29,6 @@ from spool.store import Store
 
 ACCEPT_WAIT_S = 5
 _REASON_WAIT_S = 1
-_HISTORY_LIMIT = jsonio.MAX_BYTES
 
 
 class FolderBackend(Backend):
@@ -187,10 +186,7 @@ class FolderBackend(Backend):
     def changes(self, state: JobState, after: int) -> list[HistoryEntry]:
         if state.revision <= after:
             return []
-        found = {entry.revision: entry for entry in _history(self.paths.job(state.id).history)}
-        if state.last is not None:
-            found[state.last.revision] = state.last
-        return [found[number] for number in sorted(found) if after < number <= state.revision]
+        return [entry for entry in self.store.history(state) if entry.revision > after]
 
     def result(self, job_id: str) -> Result | None:
         return self.store.result(job_id)
@@ -263,13 +259,3 @@ def _job_json(folder: Path) -> dict[str, Any]:
         return jsonio.loads(read_record(folder / "job.json", JOB_LIMIT_BYTES), "job.json")
     return {}
 
-
-def _history(path: Path) -> Iterator[HistoryEntry]:
-    """Yield the lines that can be read; a torn one spoils only itself."""
-    try:
-        lines = read_record(path, _HISTORY_LIMIT).splitlines()
-    except (SpoolError, OSError):
-        return
-    for line in lines:
-        with contextlib.suppress(SpoolError):
-            yield HistoryEntry.parse(jsonio.loads(line, "history.jsonl"))

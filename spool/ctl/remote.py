@@ -125,7 +125,7 @@ class RemoteBackend(Backend):
         state = _parse_state(value["state"])
         return Facts(
             job_id, "jobs", "", state, value["job"], Result.parse(jsonio.dumps(result)) if isinstance(result, dict) else None,
-            tuple(self.changes(state, 0)),
+            _parse_history(value.get("history"), state),
         )  # fmt: skip
 
     def jobs(self, wanted: Wanted) -> tuple[list[JobState], int]:
@@ -135,7 +135,9 @@ class RemoteBackend(Backend):
         return found, int(value.get("total", len(found)))
 
     def changes(self, state: JobState, after: int) -> list[HistoryEntry]:
-        return [state.last] if state.last is not None and state.revision > after else []
+        if state.revision <= after:
+            return []
+        return [entry for entry in self.facts(state.id).history if entry.revision > after]
 
     def result(self, job_id: str) -> Result | None:
         return self.facts(job_id).result
@@ -205,3 +207,10 @@ def _parse_state(value: Mapping[str, Any]) -> JobState:
         return JobState.parse(jsonio.dumps(value))
     except SpoolError as exc:
         raise Unreachable(f"the answer is not one of this API: {exc.message}", hint="compare the releases of both sides") from exc
+
+
+def _parse_history(lines: Any, state: JobState) -> tuple[HistoryEntry, ...]:
+    """Return the history of the answer; a server that tells none is known to have at least the last change."""
+    if not isinstance(lines, list):
+        return (state.last,) if state.last is not None else ()
+    return tuple(HistoryEntry.parse(line) for line in lines if isinstance(line, dict))

@@ -279,7 +279,7 @@ class V1:
         return answer({"jobs": [summary(state) for state in wanted[:limit]], "total": len(wanted)})
 
     def show(self, job_id: str) -> HTTPResponse:
-        """GET /v1/jobs/ID: the state with the manifest of inputs, what was asked, and the result where there is one."""
+        """GET /v1/jobs/ID: the state with the manifest of inputs, what was asked, the result where there is one, and the history."""
         _, state = self._seen(job_id)
         result = self._store.result(job_id)
         return answer(
@@ -287,6 +287,7 @@ class V1:
                 "state": jsonio.loads(state.encode(), "state.json"),
                 "job": jsonio.loads(self._store.job_bytes(job_id), "job.json"),
                 "result": jsonio.loads(result.encode(), "result.json") if result else None,
+                "history": [entry.encode() for entry in self._store.history(state)],
             }
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from components import proc
 from components.process import Process
-from components.rig import Rig, Section, Value
+from components.rig import Rig, Section
 from components.waiting import wait_until
 from spool.names import new_id
 
@@ -28,7 +28,7 @@ class Company:
     def __init__(self, root: Path) -> None:
         self.rig = Rig(root)
         self.commands: dict[str, Section] = dict(COMMANDS)
-        self.options: dict[str, Value] = {"poll_s": "0.3", "wait_s": 5, "cancel_grace_s": 1}
+        self.options: dict[str, Any] = {"poll_s": "0.3", "wait_s": 5, "cancel_grace_s": 1}
         self.release: Section = {"allow": "**", "logs": "return"}
         self.agent: Process | None = None
 
@@ -41,16 +41,16 @@ class Company:
         """The job's folder at the company."""
         return self.folder / "base" / job_id
 
-    def serve(self, **options: Value) -> Process:
+    def serve(self, **options: Any) -> Process:
         return self.rig.start_server({SITE: {"commands": "*"}}, **options)
 
-    def start(self, *args: str, url: str | None = None, env: Mapping[str, str] | None = None, **options: Value) -> Process:
+    def start(self, *args: str, url: str | None = None, env: Mapping[str, str] | None = None, **options: Any) -> Process:
         self.agent = self.rig.start_agent(
             SITE, self.commands, *args, release=self.release, url=url, env=env, **{**self.options, **options}
         )
         return self.agent
 
-    def once(self, *, deadline_s: float = 30, **options: Value) -> int:
+    def once(self, *, deadline_s: float = 30, **options: Any) -> int:
         """One pass, as cron starts it; returns its exit code."""
         return self.start("--once", **options).wait(deadline_s)
 

@@ -35,7 +35,9 @@ def running(company: Company) -> Company:
 
 
 def test_job_runs_and_completes(running: Company) -> None:
-    job = running.sh("cat a.inp b/c.inp > a.dat; echo said; echo err >&2", inputs={"a.inp": b"1\n", "b/c.inp": b"2\n"}, outputs=("*.dat",))
+    job = running.sh(
+        "cat a.inp b/c.inp > a.dat; echo said; echo err >&2", inputs={"a.inp": b"1\n", "b/c.inp": b"2\n"}, outputs=("*.dat",)
+    )
     assert running.completed(job) == {"a.dat": b"1\n2\n"}
     assert files_below(running.rig.job(job) / "log") == {"stdout.txt": b"said\n", "stderr.txt": b"err\n"}
     result = running.result(job)
@@ -72,7 +74,7 @@ def test_no_more_at_once_than_slots(company: Company) -> None:
 
 
 def test_arguments_arrive_byte_for_byte(company: Company) -> None:
-    company.commands["show"] = {"argv": "/bin/sh -c 'for a; do printf \"%s\\0\" \"$a\"; done > args' name {args}", "args": "(?s).*"}
+    company.commands["show"] = {"argv": '/bin/sh -c \'for a; do printf "%s\\0" "$a"; done > args\' name {args}', "args": "(?s).*"}
     company.start()
     options = [f"--arg={arg}" for arg in ODD_ARGS]
     job = company.rig.submit(SITE, "show", *options, "--out", "args")
@@ -176,7 +178,9 @@ def test_wall_time(company: Company, site: int | None, job: int | None, limit: s
     if site:
         company.commands["sh"] = {**company.commands["sh"], "wall_time_s": site}
     company.start()
-    made = company.sh("echo $$ > pid; echo part > a.dat; sleep 300 & wait", outputs=("a.dat",), **({"wall_time_s": job} if job else {}))
+    made = company.sh(
+        "echo $$ > pid; echo part > a.dat; sleep 300 & wait", outputs=("a.dat",), **({"wall_time_s": job} if job else {})
+    )
     state = company.failed(made, "wall_time")
     assert limit in state["message"], f"the limit that held was {limit}"
     gone(pid_of(company.local(made) / "work" / "pid"))
@@ -306,7 +310,9 @@ def test_cancel_of_a_queued_job(company: Company) -> None:
     assert not list(company.folder.rglob("ran"))
 
 
-@pytest.mark.parametrize("script", ["sleep 300 & sleep 300 & wait", "trap '' TERM; while :; do sleep 0.2; done"], ids=["tree", "deaf"])
+@pytest.mark.parametrize(
+    "script", ["sleep 300 & sleep 300 & wait", "trap '' TERM; while :; do sleep 0.2; done"], ids=["tree", "deaf"]
+)
 def test_cancel_of_a_running_job(running: Company, script: str) -> None:
     job = running.sh(f"echo $$ > pid; {script}")
     work = running.local(job) / "work"
@@ -380,11 +386,15 @@ def test_a_job_killed_with_its_supervisor_is_lost(running: Company) -> None:
 @pytest.mark.slow
 def test_a_revoked_token_does_not_stop_a_command(running: Company) -> None:
     """The command goes on; the token is read at the start, so the result goes back after a new token and a restart."""
-    job = running.sh("echo $$ > pid; while [ ! -e go ]; do sleep 0.05; done; echo done > a.dat; echo x >> ../../counter", outputs=("a.dat",))
+    job = running.sh(
+        "echo $$ > pid; while [ ! -e go ]; do sleep 0.05; done; echo done > a.dat; echo x >> ../../counter", outputs=("a.dat",)
+    )
     work = running.local(job) / "work"
     pid = pid_of(work / "pid")
     token_id = running.rig.spoolctl("token", "ls", "--json").stdout
-    running.rig.spoolctl("token", "revoke", json.loads(token_id)["tokens"][0]["id"] if "tokens" in token_id else first_word(token_id))
+    running.rig.spoolctl(
+        "token", "revoke", json.loads(token_id)["tokens"][0]["id"] if "tokens" in token_id else first_word(token_id)
+    )
     assert running.agent
     running.agent.wait_for_output("unauthorized", 30)
     assert proc.alive(pid)
@@ -443,7 +453,9 @@ def tls(company: Company, nginx_tls: Callable[..., NginxTls]) -> Iterator[NginxT
 def test_behind_nginx_with_an_authority_of_its_own(company: Company, tls: NginxTls) -> None:
     company.start(url=tls.url, ca_file=tls.ca)
     inputs = {"a.bin": noise(3_000_000), **{f"s{number}": b"x" for number in range(10)}}
-    job = company.sh("cp a.bin b.bin; for i in 1 2 3 4 5 6; do echo $i > o$i; done; echo log", inputs=inputs, outputs=("b.bin", "o*"))
+    job = company.sh(
+        "cp a.bin b.bin; for i in 1 2 3 4 5 6; do echo $i > o$i; done; echo log", inputs=inputs, outputs=("b.bin", "o*")
+    )
     out = company.completed(job)
     assert out == {"b.bin": inputs["a.bin"], **{f"o{number}": f"{number}\n".encode() for number in range(1, 7)}}
     assert (company.rig.job(job) / "log" / "stdout.txt").read_bytes() == b"log\n"

@@ -110,7 +110,9 @@ def test_any_ordinary_name_by_default(folder: Path) -> None:
 SPECIAL = (".bashrc", "abaqus_v6.env", "a/abaqus_v6.env", "a/.hidden", ".ssh/config", "a/.b/c", ".env", ".a/x.inp")
 
 
-@pytest.mark.parametrize("patterns", ["**", "*", "* **", "**/*", "*.*", "*/*", "**/*.*", "?*", "[!x]*", "***", "**/**", "a/*", "a/**"])
+@pytest.mark.parametrize(
+    "patterns", ["**", "*", "* **", "**/*", "*.*", "*/*", "**/*.*", "?*", "[!x]*", "***", "**/**", "a/*", "a/**"]
+)
 def test_files_that_solvers_execute_need_a_pattern_of_their_own(folder: Path, patterns: str) -> None:
     """A pattern is one of their own where it writes the dot, or `.env`, itself; a wildcard never stands for them."""
     let_in = []
@@ -124,7 +126,13 @@ def test_files_that_solvers_execute_need_a_pattern_of_their_own(folder: Path, pa
 
 @pytest.mark.parametrize(
     ("patterns", "name"),
-    [("** .bashrc", ".bashrc"), ("*.env", "abaqus_v6.env"), ("** **/*.env", "a/abaqus_v6.env"), (".*", ".x"), (".ssh/config", ".ssh/config")],
+    [
+        ("** .bashrc", ".bashrc"),
+        ("*.env", "abaqus_v6.env"),
+        ("** **/*.env", "a/abaqus_v6.env"),
+        (".*", ".x"),
+        (".ssh/config", ".ssh/config"),
+    ],
 )
 def test_a_pattern_of_their_own_lets_them_in(folder: Path, patterns: str, name: str) -> None:
     assert order(law(folder, inputs_allow=patterns), inputs=(name,))

@@ -152,7 +152,15 @@ def test_logs_that_are_links_do_not_leave(paths: JobPaths) -> None:
     assert "log/stdout.txt" not in sent
 
 
-ODD = (b"new\nline.dat", b"esc\x1b[2J.dat", b"\xff\xfe.dat", b"-rf.dat", b"tab\t.dat", "rtl\u202etxt.dat".encode(), b"dir\n/x.dat")
+ODD = (
+    b"new\nline.dat",
+    b"esc\x1b[2J.dat",
+    b"\xff\xfe.dat",
+    b"-rf.dat",
+    b"tab\t.dat",
+    "rtl\u202etxt.dat".encode(),
+    b"dir\n/x.dat",
+)
 
 
 @pytest.mark.parametrize("name", ODD, ids=repr)
@@ -177,7 +185,18 @@ def test_names_that_nobody_asked_for_do_not_leave(paths: JobPaths) -> None:
 
 
 def test_ordinary_but_unusual_names_leave(paths: JobPaths) -> None:
-    unusual = ["a b.dat", "日本 語.dat", "q'\"$(x).dat", "%s.dat", "[x].dat", "*.dat", ".hidden.dat", "é.dat", "e\u0301.dat", "d r/ö.dat"]
+    unusual = [
+        "a b.dat",
+        "日本 語.dat",
+        "q'\"$(x).dat",
+        "%s.dat",
+        "[x].dat",
+        "*.dat",
+        ".hidden.dat",
+        "é.dat",
+        "e\u0301.dat",
+        "d r/ö.dat",
+    ]
     leaves(paths, *unusual)
     assert sorted(names(collect(paths, "**"))) == sorted(unusual)
 

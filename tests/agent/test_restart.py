@@ -165,7 +165,11 @@ def test_agent_killed_while_returning(company: Company, make_wire: Make) -> None
     hold.go.set()
     company.start(url=wire.url, chunk="1M")
     check(company, job)
-    offsets = [int(request.headers["upload-offset"]) for request in wire.seen[before:] if request.method == "PATCH" and "/out/" in request.path]
+    offsets = [
+        int(request.headers["upload-offset"])
+        for request in wire.seen[before:]
+        if request.method == "PATCH" and "/out/" in request.path
+    ]
     assert offsets[0] >= MIB, "what the server had was sent again"
 
 

@@ -12,8 +12,8 @@ from components.rig import Rig
 
 # Those whose references hold numbers and agree with this build of ccx; some others differ in the release, not in the carrying.
 DECKS = (
-    "truss", "planestress3", "b31", "scheibe", "spring3", "spring4", "spring5", "pipempc1", "pipe2", "dashpot1", "axial", "beam8f",
-    "beam10p", "beam20p", "beamdy1", "beamf", "beamnlp", "beampic", "beamptied1", "achtel2", "aniso", "acou2",
+    "truss", "planestress3", "b31", "scheibe", "spring3", "spring4", "spring5", "pipempc1", "pipe2", "dashpot1", "axial",
+    "beam8f", "beam10p", "beam20p", "beamdy1", "beamf", "beamnlp", "beampic", "beamptied1", "achtel2", "aniso", "acou2",
 )  # fmt: skip
 
 
@@ -27,8 +27,8 @@ def test_decks_come_back_solved(rig: Rig, tmp_path: Path) -> None:
     jobs = {}
     for name in DECKS:
         (tmp_path / f"{name}.inp").write_bytes(deck(name))
-        arguments = ("--arg=-i", f"--arg={name}", "--in", tmp_path / f"{name}.inp", "--out", "*.dat", "--out", "*.frd", "--out", "*.inp")
-        jobs[name] = rig.submit("nims-dev", "ccx", *arguments)
+        outputs = [f"--out={pattern}" for pattern in ("*.dat", "*.frd", "*.inp")]
+        jobs[name] = rig.submit("nims-dev", "ccx", "--arg=-i", f"--arg={name}", "--in", tmp_path / f"{name}.inp", *outputs)
     for name, job_id in jobs.items():
         state = rig.wait_state(job_id, "completed", "failed", "canceled", deadline_s=120)
         assert state["state"] == "completed", (name, state)

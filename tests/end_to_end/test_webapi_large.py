@@ -56,7 +56,8 @@ def test_three_gigabytes_there_and_back(rig: Rig, capsys: pytest.CaptureFixture[
     (making / "in").mkdir(parents=True)
     make(making / "in" / "big.bin")
     wanted = digest(making / "in" / "big.bin")
-    asked = {"site": "nims-dev", "command": "cp", "args": ["big.bin", "out.bin"], "inputs": ["big.bin"], "outputs": ["out.bin"], "user": "mint"}
+    asked: dict[str, object] = {"site": "nims-dev", "user": "mint", "command": "cp", "args": ["big.bin", "out.bin"]}
+    asked.update(inputs=["big.bin"], outputs=["out.bin"])
     (making / "job.json").write_text(json.dumps(asked))
     making.rename(rig.spool / "drop" / job_id)
     times: dict[str, float] = {}
