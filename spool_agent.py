@@ -25,7 +25,7 @@ from spool.agent.client import Client, retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base
 from spool.agent.loop import Agent
-from spool.errors import Busy, ConfigError, NotAllowed, SpoolError, Unauthorized, UnknownSite
+from spool.errors import Busy, ConfigError, NotAllowed, SpoolError, Unauthorized, UnknownSite, from_os_error
 from spool.runner import LocalRunner, install
 
 SHORT_S = 0.5  # a sync that took less did not wait at the server
@@ -100,7 +100,7 @@ def _loop(agent: Agent, stop: Stop, args: arguments.Arguments) -> int:
     thread.start()
     while thread.is_alive() and not stop.now.is_set():
         if stop.asked.wait(0.2):
-            agent.closed_to_new = True
+            agent.close_to_new()
             if not agent.in_hand():
                 break
             stop.now.wait(0.2)
@@ -115,17 +115,29 @@ def _sync_for_ever(agent: Agent, stop: Stop, args: arguments.Arguments) -> int:
         try:
             news = agent.sync(0 if stop.asked.is_set() else wait_s)
             tries = 0
-        except SpoolError as exc:
+        except Exception as caught:  # noqa: BLE001 - outermost frame of the thread: jobs in hand must not lose their agent
+            exc = _told(caught)
             tries += 1
             if args.retry and tries > args.retry[0] and not agent.in_hand():
                 log.error("given_up", tries=tries, why=exc)
                 return EXIT_NOT_ALLOWED if isinstance(exc, (Unauthorized, NotAllowed)) else EXIT_TRY_LATER
-            delay_s = args.retry[1] if args.retry else retry_delay_s(tries - 1, exc)
+            asked_s = float(getattr(exc, "retry_after_s", 0))
+            delay_s = max(args.retry[1], asked_s) if args.retry else retry_delay_s(tries - 1, exc)
             log.warning("sync_failed", code=exc.code, in_s=f"{delay_s:.1f}", why=exc, hint=exc.hint)
             stop.now.wait(delay_s)
             continue
         stop.now.wait(agent.pause_s(bool(wait_s) and time.monotonic() - began >= SHORT_S, news))
     return 0
+
+
+def _told(caught: Exception) -> SpoolError:
+    """Return what went wrong as one of the family; what nobody foresaw is logged with its stack."""
+    if isinstance(caught, SpoolError):
+        return caught
+    if isinstance(caught, OSError):
+        return from_os_error(caught, "sync")
+    log.error("sync_failed", trace=True)
+    return SpoolError(f"sync failed: {caught!r}", hint="this is a defect; keep the log")
 
 
 def _once(agent: Agent, stop: Stop) -> int:
@@ -149,7 +161,7 @@ def _say_goodbye(agent: Agent) -> None:
     """Tell the server what this agent leaves, so that a job it was just given is free for others at once."""
     try:
         agent.sync(0, leaving=True)
-    except SpoolError as exc:
+    except (SpoolError, OSError) as exc:
         log.debug("goodbye_not_heard", why=exc)
 
 

@@ -10,7 +10,7 @@ SIGTERM or Ctrl+C. All state is in the spool: killing it at any moment loses not
 from __future__ import annotations
 
 import argparse
-import ipaddress
+import ctypes
 import logging
 import os
 import signal
@@ -24,6 +24,7 @@ import waitress
 from bottle import Bottle
 
 from spool import __version__, log
+from spool.addresses import is_loopback
 from spool.config import LiveConfig, find_config
 from spool.creation import SPOOL_UMASK, link_config
 from spool.errors import ConfigError, SpoolError, from_os_error
@@ -35,12 +36,14 @@ from spool.store import Store
 
 EXIT_CONFIG = 78
 SPARE_CONNECTIONS = 200
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the server; return its exit code (0 after SIGTERM or Ctrl+C, 78 for a configuration that cannot work)."""
     args = _parse(argv)
     os.umask(SPOOL_UMASK)
+    _tame_malloc()
     try:
         config, store = _open(args)
         listening = _listen(args.listen or config.get().server["listen"], config.get().server["allow_http"])
@@ -82,7 +85,7 @@ def _listen(text: str, allow_http: bool) -> socket.socket:
     host = host.strip("[]")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"listen = {text} is not HOST:PORT", hint="such as 127.0.0.1:8082")
-    if not (allow_http or _is_loopback(host)):
+    if not (allow_http or is_loopback(host)):
         raise ConfigError(
             f"refusing to speak plain http on {host}",
             hint="listen on 127.0.0.1 with nginx and TLS in front (etc/nginx.conf), or set allow_http = yes",
@@ -98,13 +101,15 @@ def _listen(text: str, allow_http: bool) -> socket.socket:
     return listening
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _tame_malloc() -> None:
+    """Give chunks back to the system at once: glibc's arenas, one a thread, would each keep some (mallopt(3)).
+
+    Without it three gigabytes through one server left 122 MB resident; with it 50 MB. Other C libraries have no such call.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 256 * 1024)
+        mallopt(M_ARENA_MAX, 2)
 
 
 def _serve(config: LiveConfig, store: Store, listening: socket.socket) -> None:

@@ -3,16 +3,21 @@
 Whoever runs as the owner of the spool accepts: server, push or spoolctl, several at once. A drop is taken to
 `tmp/accept.UUID/job/` first, where its submitter cannot change it any more, then checked, hashed outside the jobs' locks,
 given its `state.json`, synced, entered in the queue and renamed into `jobs/`. Every step can be repeated after a crash; what
-is found in `tmp/` is simply carried on. A drop that cannot be accepted goes to `rejected/` with a reason.json.
+is found in `tmp/` is simply carried on. A drop that cannot be accepted goes to `rejected/` (see `spool.rejecting`).
+
+No drop holds up another: whatever a stranger puts there ends as a reason or as one line in the log, and is looked at
+again after `REJUDGE_S`. With less than `min_free` on the disk all drops stay where they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import stat
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +25,25 @@ from pathlib import Path
 from spool import jsonio, log
 from spool.config import SpoolConfig
 from spool.errors import Busy, Duplicate, InvalidName, InvalidRecord, MissingInputs, NotFound, SpoolError
-from spool.files import copy_tree, fsync_dir, read_record, remove_tree, replace_file, sync_tree
+from spool.files import beneath, fits, free_bytes, fsync_dir, read_record, replace_file, sync_tree, walk
 from spool.instants import from_epoch, to_epoch, utc_now
-from spool.locks import file_lock
-from spool.manifest import Listing, hash_files, list_files
+from spool.manifest import Listing, hash_files, list_files, printable
 from spool.names import check_user, is_id
 from spool.paths import JobPaths, SpoolPaths
 from spool.queue import make_key
 from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState
+from spool.rejecting import reject
+from spool.staging import Staging
 from spool.states import State
 from spool.store import Store
 
 REJUDGE_S = 1.0
+# What the contents of a drop can cause, and never the spool's disk: a file where a folder should be, modes, sockets.
+_BY_CONTENTS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
 
 
 class Unreadable(InvalidRecord):
-    """job.json is not there or not whole JSON: perhaps it is still being written."""
+    """Something cannot be read, or job.json is not whole JSON: perhaps it is still being written."""
 
 
 class OddInputs(InvalidName):
@@ -95,11 +103,13 @@ def first_state(job: Job, job_id: str, user: str, entries: tuple[FileEntry, ...]
 
 @dataclass
 class _Look:
-    """What a drop looked like when it was last judged, so that an unfinished one is judged again only when it changed."""
+    """When a drop was last looked at and what it was like, so that one that waits is neither tried nor logged all the time."""
 
-    seen: tuple[int, ...]
-    quiet_since: float
-    judged_at: float
+    glance: tuple[int, ...] = ()
+    judged_at: float = 0.0
+    contents: int = 0
+    quiet_since: float = 0.0
+    told: str = ""
 
 
 class Drops:
@@ -111,6 +121,7 @@ class Drops:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="accept")
         self._looks: dict[str, _Look] = {}
         self._under_way: dict[str, Future[None]] = {}
+        self._disk_full = False
 
     def close(self) -> None:
         """Wait for what is under way."""
@@ -120,111 +131,137 @@ class Drops:
         """Look at `drop/` and at what an earlier process left in `tmp/`; return how many are under way."""
         self._under_way = {name: future for name, future in self._under_way.items() if not future.done()}
         taken = {name[len("accept.") :] for name in _names(self._paths.tmp) if name.startswith("accept.")}
-        handed_in = _names(self._paths.drop)
-        self._looks = {name: look for name, look in self._looks.items() if name in handed_in or name in taken}
-        for name in sorted({*handed_in, *filter(is_id, taken)}):
-            if name not in self._under_way and not name.startswith(".") and self._due(name):
-                self._under_way[name] = self._pool.submit(self._safely, name, config)
+        found = {name for name in _names(self._paths.drop) if not name.startswith(".")} | set(filter(is_id, taken))
+        for name in self._looks.keys() - found:
+            self._looks.pop(name, None)
+        if found and self._has_room(config):
+            for name in sorted(found - self._under_way.keys()):
+                if self._due(name):
+                    self._under_way[name] = self._pool.submit(self._safely, name, config)
         return len(self._under_way)
 
+    def _has_room(self, config: SpoolConfig) -> bool:
+        free, needed = free_bytes(self._paths.root), config.server["min_free"]
+        if (free < needed) != self._disk_full:
+            self._disk_full = not self._disk_full
+            if self._disk_full:
+                log.error("drops_wait", why="the spool's disk is nearly full", free_bytes=free, min_free=needed)
+            else:
+                log.info("drops_go_on", free_bytes=free)
+        return not self._disk_full
+
     def _due(self, name: str) -> bool:
-        look = self._looks.get(name)
-        return look is None or time.monotonic() - look.judged_at > REJUDGE_S or look.seen != _fingerprint(self._paths.drop / name)
+        """True where `name` is new, has changed or was last judged a while ago; notes that it is judged now."""
+        now, glance = time.monotonic(), _glance(self._paths.drop / name)
+        look = self._looks.setdefault(name, _Look())
+        if look.glance == glance and now - look.judged_at < REJUDGE_S:
+            return False
+        look.glance, look.judged_at = glance, now
+        return True
 
     def _safely(self, name: str, config: SpoolConfig) -> None:
         try:
             self.accept(name, config)
-        except (SpoolError, OSError) as exc:  # this drop waits; the others go on
-            log.warning("drop_waits", job=name, why=exc)
+        except Busy as exc:  # another process has it, or it is still being written
+            log.debug("drop_waits", job=name, why=exc)
+        except (SpoolError, OSError) as exc:  # a full disk: this drop waits; the others go on
+            # Not the text of an OSError: it may name a temporary file, another one each time.
+            if self._is_news(name, str(exc.strerror if isinstance(exc, OSError) else exc)):
+                log.warning("drop_waits", job=name, why=exc)
+        except Exception as exc:  # noqa: BLE001 - outermost frame of the worker: a defect, but the others go on
+            if self._is_news(name, repr(exc)):
+                log.error("drop_failed", trace=True, job=name, why=repr(exc))
+
+    def _is_news(self, name: str, why: str) -> bool:
+        look = self._looks.setdefault(name, _Look())
+        told, look.told = look.told, why
+        return told != why
 
     def accept(self, name: str, config: SpoolConfig) -> JobState | None:
-        """Judge the drop `name` now: accepted (its state is returned), rejected, or not finished yet (None)."""
+        """Judge the drop `name` now: accepted (its state is returned), rejected, or not finished yet (None).
+
+        With too little room on the disk nothing happens (None).
+        """
+        if not self._has_room(config):
+            return None
         if not is_id(name):
             self._reject_unless_fresh(name, OddDrop(f"{name!r} is not a UUID", hint="name the folder with uuidgen"), config)
             return None
-        staging = self._paths.accepting(name)
-        taken = (staging / "job").exists()
-        if not taken:
+        staging = Staging(self._paths, name)
+        if not staging.job.exists():
             try:
                 self._judge(name, self._paths.drop / name, config)
             except FileNotFoundError:
-                return None
+                if not staging.folder.exists():
+                    return None
             except SpoolError as exc:
                 self._reject_unless_fresh(name, exc, config)
                 return None
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(staging, 0o770)
-        with file_lock(staging / "lock", timeout_s=0):
+        with staging.held():
             return self._carry_on(name, staging, config)
 
-    def _carry_on(self, name: str, staging: Path, config: SpoolConfig) -> JobState | None:
+    def _carry_on(self, name: str, staging: Staging, config: SpoolConfig) -> JobState | None:
         try:
             self._take(name, staging)
         except FileNotFoundError:  # another process has published it meanwhile
-            remove_tree(staging)
+            staging.clear()
+            return None
+        except SpoolError as exc:
+            staging.clear()
+            self._reject_unless_fresh(name, exc, config)
             return None
         try:
-            job, user = self._judge(name, staging / "job", config)
-            entries = freeze_inputs(job, staging / "job" / "in")
-            state = self._publish(name, staging / "job", job, user, entries)
+            job, user = self._judge(name, staging.job, config, owner=staging.owner())
+            with _contents_to_blame():
+                entries = freeze_inputs(job, staging.job / "in")
+            state = self._publish(name, staging.job, job, user, entries)
         except Busy:
             raise
         except SpoolError as exc:
-            self._reject(name, staging / "job", exc)
+            reject(self._paths, name, staging.job, exc)
             state = None
-        remove_tree(staging)
+        staging.clear()
         self._looks.pop(name, None)
         return state
 
-    def _judge(self, name: str, folder: Path, config: SpoolConfig) -> tuple[Job, str]:
-        """Return the job and its user; raise whatever stands against it. Reads only, and hashes nothing."""
+    def _judge(self, name: str, folder: Path, config: SpoolConfig, *, owner: int | None = None) -> tuple[Job, str]:
+        """Return the job and its user; raise whatever stands against it. Reads only, and hashes nothing.
+
+        `owner` is the uid that handed it in; none: who owns the folder.
+        """
         info = os.lstat(folder)
         if not stat.S_ISDIR(info.st_mode):
             raise OddDrop(f"drop/{name} is not a folder", hint="hand in a folder that holds job.json and in/")
-        job = Job.parse(_whole_json(folder / "job.json"))
-        if job.id not in ("", name):
-            raise InvalidName(f"job.json names the id {job.id}, the folder {name}", hint="leave id out, or make them equal")
-        user = _user_of(job, _owner_of(folder, info), config)
-        check_against(job, user, config)
-        _check_listing(list_files(folder / "in"), {item.path for item in job.inputs})
+        with _contents_to_blame():
+            job = Job.parse(_whole_json(folder / "job.json"))
+            if job.id not in ("", name):
+                raise InvalidName(f"job.json names the id {job.id}, the folder {name}", hint="leave id out, or make them equal")
+            user = _user_of(job, info.st_uid if owner is None else owner, config)
+            check_against(job, user, config)
+            _check_listing(list_files(folder / "in"), {item.path for item in job.inputs})
         return job, user
 
-    def _take(self, name: str, staging: Path) -> None:
-        """Bring the drop to `staging/job`, out of its submitter's reach: by rename where it is ours, else by copy."""
-        source, target = self._paths.drop / name, staging / "job"
-        if target.exists():
+    def _take(self, name: str, staging: Staging) -> None:
+        """Bring the drop into `staging`, out of its submitter's reach: by rename where it is ours, else by copy."""
+        source = self._paths.drop / name
+        if staging.job.exists():
             return
-        owners = {os.lstat(source).st_uid}
-        for path, dirs, files, dir_fd in os.fwalk(source, follow_symlinks=False):
-            owners.update(os.stat(item, dir_fd=dir_fd, follow_symlinks=False).st_uid for item in (*dirs, *files))
-            del path
-        if owners == {os.geteuid()}:
-            os.rename(source, target)
-            return
-        remove_tree(staging / "copy")
-        copy_tree(source, staging / "copy")
-        replace_file(staging / "owner", str(os.lstat(source).st_uid).encode("ascii"))
-        os.rename(staging / "copy", target)
-        self._discard(name, source)
-
-    def _discard(self, name: str, source: Path) -> None:
-        """Remove the submitter's original of a copied drop; where its modes forbid that, hide it from later scans."""
-        try:
-            remove_tree(source)
-        except OSError as exc:
-            hidden = self._paths.drop / f".taken.{name}"
-            log.warning("drop_original_kept", job=name, folder=hidden, why=exc)
-            with contextlib.suppress(OSError):
-                os.rename(source, hidden)
+        with _contents_to_blame():
+            if _owners(source) == {os.geteuid()}:
+                os.rename(source, staging.job)
+                return
+            staging.copy_in(source)
+        staging.set_aside(source)
 
     def _publish(self, name: str, folder: Path, job: Job, user: str, entries: tuple[FileEntry, ...]) -> JobState | None:
         state = first_state(job, name, user, entries, state=State.QUEUED, by=user)
         self._same_or_new(name, folder, entries)
         paths = JobPaths(folder)
-        replace_file(paths.history, jsonio.dumps_line(state.last.encode()) if state.last else b"")
-        replace_file(paths.state, state.encode())
-        os.chmod(folder, 0o2770)
-        sync_tree(folder)
+        with _contents_to_blame():
+            replace_file(paths.history, jsonio.dumps_line(state.last.encode()) if state.last else b"")
+            replace_file(paths.state, state.encode())
+            os.chmod(folder, 0o2770)
+            sync_tree(folder)
         with self._store.locks.hold(name):
             if self._same_or_new(name, folder, entries):
                 return self._store.state(name)
@@ -247,29 +284,26 @@ class Drops:
     def _reject_unless_fresh(self, name: str, why: SpoolError, config: SpoolConfig) -> None:
         """Reject the drop, but one that may still be being written only after it did not change for a while."""
         folder = self._paths.drop / name
-        now, seen = time.monotonic(), _fingerprint(folder)
-        look = self._looks.get(name)
-        if look is None or look.seen != seen:
-            look = self._looks[name] = _Look(seen, now, now)
-        look.judged_at = now
+        now, contents = time.monotonic(), _fingerprint(folder)
+        look = self._looks.setdefault(name, _Look())
+        if look.contents != contents:
+            look.contents, look.quiet_since = contents, now
         if isinstance(why, _UNFINISHED) and now - look.quiet_since < config.server["drop_quiet_s"]:
             return
-        self._reject(name, folder, why)
+        reject(self._paths, name, folder, why)
         self._looks.pop(name, None)
 
-    def _reject(self, name: str, folder: Path, why: SpoolError) -> None:
-        target = self._paths.rejected / name.lstrip(".")[:200]
-        while os.path.lexists(target):
-            target = target.with_name(target.name + "+")
-        reason = {"at": utc_now(), "id": name, "code": why.code, "message": why.message, "hint": why.hint}
-        if not folder.is_dir() or folder.is_symlink():
-            os.mkdir(target, 0o2770)
-            os.rename(folder, target / "drop")
-        else:
-            os.rename(folder, target)
-        replace_file(target / "reason.json", jsonio.dumps(reason))
-        fsync_dir(self._paths.rejected)
-        log.warning("rejected", job=name, code=why.code, why=why.message, folder=target)
+
+@contextlib.contextmanager
+def _contents_to_blame() -> Iterator[None]:
+    """Make a reason of an `OSError` that what lies in the drop has caused; others pass: the disk, a folder that is gone."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _BY_CONTENTS:
+            raise
+        where = printable(str(exc.filename)) if isinstance(exc.filename, (str, Path)) else "the folder"
+        raise Unreadable(f"{where}: {exc.strerror}", hint="put regular files there, readable by the group of the spool") from exc
 
 
 def _whole_json(path: Path) -> bytes:
@@ -307,11 +341,15 @@ def _user_of(job: Job, owner: int, config: SpoolConfig) -> str:
         ) from exc
 
 
-def _owner_of(folder: Path, info: os.stat_result) -> int:
-    try:  # a copied drop remembers whose it was
-        return int(read_record(folder.parent / "owner", 32))
-    except FileNotFoundError:
-        return info.st_uid
+def _owners(folder: Path) -> set[int]:
+    """Return the uids that something in `folder` belongs to; `OddInputs` where it is too deep to be looked through."""
+    owners = {os.lstat(folder).st_uid}
+    for place in walk(folder):
+        owners.update(info.st_uid for _, info in place.entries)
+        for name, info in place.entries:
+            if stat.S_ISDIR(info.st_mode) and not fits(beneath(place.path, name)):
+                raise OddInputs("its folders are nested too deep", hint="names below a job's folder have at most 1024 bytes")
+    return owners
 
 
 def _names(folder: Path) -> list[str]:
@@ -320,16 +358,22 @@ def _names(folder: Path) -> list[str]:
     return []
 
 
-def _fingerprint(folder: Path) -> tuple[int, ...]:
-    """Return what changes when anything in `folder` is written: names, sizes and times of everything in it."""
+def _glance(folder: Path) -> tuple[int, ...]:
+    """Return what changes when the drop or its job.json is replaced or completed: cheap, for every scan."""
     found: list[int] = []
-    try:
-        info = os.lstat(folder)
-        found += [info.st_mtime_ns, info.st_ino]
-        for _, dirs, names, dir_fd in os.fwalk(folder, follow_symlinks=False):
-            for name in (*dirs, *names):
-                info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-                found += [info.st_ino, info.st_size, info.st_mtime_ns]
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        found.append(-1)
+    for path in (folder, folder / "job.json", folder / "in"):
+        with contextlib.suppress(OSError):
+            info = os.lstat(path)
+            found += [info.st_ino, info.st_size, info.st_mtime_ns]
     return tuple(found)
+
+
+def _fingerprint(folder: Path) -> int:
+    """Return a number that changes when anything in `folder` is written: names, sizes and times of everything in it."""
+    found: list[tuple[object, ...]] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        top = os.lstat(folder)
+        found.append((top.st_ino, top.st_size, top.st_mtime_ns))
+        for place in walk(folder, on_denied=lambda path: None):
+            found += [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in place.entries]
+    return hash(tuple(found))

@@ -18,13 +18,17 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 from spool.errors import InvalidName, InvalidRecord
-from spool.names import check_name
+from spool.names import MAX_NAME_BYTES, check_name
 
 SHARED_FILE = 0o660
 COPY_BYTES = 1 << 20
 _FICLONE = 0x40049409
+# On a FIFO open(2) waits for a writer, on a device it may do anything; with these it opens a real folder or nothing.
+_FOLDER_ONLY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_FOLDER = (errno.ENOTDIR, errno.ELOOP)
 
 
 def fsync_dir(folder: Path) -> None:
@@ -97,7 +101,7 @@ def last_line(path: Path) -> bytes:
         tail = os.pread(fd, 65536, max(0, size - 65536))
     finally:
         os.close(fd)
-    complete = tail[: tail.rfind(b"\n")]
+    complete = tail[: max(0, tail.rfind(b"\n"))]
     return complete[complete.rfind(b"\n") + 1 :]
 
 
@@ -108,6 +112,8 @@ def read_record(path: Path, limit_bytes: int) -> bytes:
     except OSError as exc:
         if exc.errno == errno.ELOOP:
             raise InvalidRecord(f"{path.name} is a symbolic link", hint="put the file itself there") from exc
+        if exc.errno == errno.ENXIO:  # a socket
+            raise InvalidRecord(f"{path.name} is not a regular file", hint="put a regular file there") from exc
         raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -149,9 +155,9 @@ def _step(fd: int, part: str, name: str, *, make: bool) -> int:
             os.mkdir(part, 0o770, dir_fd=fd)
             os.fsync(fd)
     try:
-        return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        return os.open(part, _FOLDER_ONLY, dir_fd=fd)
     except OSError as exc:
-        if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+        if exc.errno in _NO_FOLDER:
             raise InvalidName(f"a folder of {name!r} is a link or a file", hint="use real folders") from exc
         raise
 
@@ -174,17 +180,103 @@ def open_beneath(folder: Path, name: str, flags: int, *, make: bool = False) -> 
     return fd
 
 
+class Place(NamedTuple):
+    """One folder that `walk` has come to."""
+
+    path: str  # below the folder the walk began at, "" for that folder itself
+    fd: int  # of this folder, for `dir_fd=`; open until the next step of the walk
+    entries: list[tuple[str, os.stat_result]]  # what it holds, as lstat(2) tells
+
+
+def fits(path: str) -> bool:
+    """True where a relative path is short enough for `walk` to go there; this bounds the depth of a tree too."""
+    return len(os.fsencode(path)) <= MAX_NAME_BYTES
+
+
+def walk(
+    folder: Path, *, descend: Callable[[str], bool] = fits, on_denied: Callable[[str], object] | None = None
+) -> Iterator[Place]:
+    """Yield `folder` and every real folder below it, parents first; safe where a stranger owns and changes the tree.
+
+    Nothing but folders is opened and no link is followed (up to Python 3.11 os.fwalk waits for ever on a FIFO). A few
+    descriptors are open at a time, however deep the tree is. A folder whose relative path is not `descend` is an entry of its
+    parent and no `Place`. Raises `FileNotFoundError` or `NotADirectoryError` where `folder` itself is none, and
+    `PermissionError` where something may not be read; with `on_denied` that is called with its relative path instead. What
+    vanishes meanwhile is left out.
+    """
+    try:
+        root = os.open(folder, _FOLDER_ONLY)
+    except PermissionError:
+        if on_denied is None:
+            raise
+        on_denied("")
+        return
+    try:
+        waiting = [""]
+        while waiting:
+            path = waiting.pop()
+            fd = _descend(root, path, on_denied)
+            if fd is None:
+                continue
+            try:
+                entries = list(_entries(fd, path, on_denied))
+                yield Place(path, fd, entries)
+            finally:
+                os.close(fd)
+            found = (beneath(path, name) for name, info in entries if stat.S_ISDIR(info.st_mode))
+            waiting += [below for below in found if fits(below) and descend(below)]
+    finally:
+        os.close(root)
+
+
+def beneath(path: str, name: str) -> str:
+    """Return the relative path of `name` in the folder `path`, which is ``""`` for the folder where a walk began."""
+    return f"{path}/{name}" if path else name
+
+
+def _descend(root: int, path: str, on_denied: Callable[[str], object] | None) -> int | None:
+    """Return a descriptor of the folder `path` below `root`, opened part by part; None where it is gone or left out."""
+    fd = os.dup(root)
+    for part in path.split("/") if path else ():
+        try:
+            below = os.open(part, _FOLDER_ONLY, dir_fd=fd)
+        except PermissionError:
+            if on_denied is None:
+                raise
+            on_denied(path)
+            return None
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, *_NO_FOLDER):
+                return None
+            raise
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def _entries(fd: int, path: str, on_denied: Callable[[str], object] | None) -> Iterator[tuple[str, os.stat_result]]:
+    for name in os.listdir(fd):
+        try:
+            yield name, os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:  # removed while we looked
+            continue
+        except PermissionError:
+            if on_denied is None:
+                raise
+            on_denied(beneath(path, name))
+
+
 def sync_tree(folder: Path) -> None:
     """Make every regular file and directory below `folder` durable; links are not followed."""
-    for _, _, names, dir_fd in os.fwalk(folder, follow_symlinks=False):
-        for name in names:
-            _sync_at(name, dir_fd)
-        os.fsync(dir_fd)
+    for place in walk(folder):
+        for name, info in place.entries:
+            if stat.S_ISREG(info.st_mode):
+                _sync_at(name, place.fd)
+        os.fsync(place.fd)
 
 
 def _sync_at(name: str, dir_fd: int) -> None:
-    if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-        return
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.fsync(fd)
@@ -221,27 +313,32 @@ def _copy_data(source_fd: int, target_fd: int) -> None:
             offset += len(chunk)
 
 
-def copy_tree(source: Path, target: Path) -> None:
+def copy_tree(source: Path, target: Path, *, skip_denied: bool = False) -> None:
     """Copy the regular files and folders of `source` to the new folder `target`; links and devices are left behind.
 
-    Nothing is followed on the way, so whoever owns `source` cannot point the copy elsewhere while it runs.
+    Nothing is followed on the way, so whoever owns `source` cannot point the copy elsewhere while it runs. What may not
+    be read is a `PermissionError`, or left behind too with `skip_denied`.
     """
     os.mkdir(target, 0o770)
-    for path, dirs, names, dir_fd in os.fwalk(source, follow_symlinks=False):
-        below = target / Path(path).relative_to(source)
-        for name in dirs:
-            if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-                os.mkdir(below / name, 0o770)
-        for name in names:
-            _copy_at(name, dir_fd, below / name)
+    with contextlib.suppress(NotADirectoryError):  # `source` itself is a link or a device
+        for place in walk(source, on_denied=(lambda path: None) if skip_denied else None):
+            for name, info in place.entries:
+                if stat.S_ISDIR(info.st_mode):
+                    os.mkdir(target / place.path / name, 0o770)
+                elif stat.S_ISREG(info.st_mode):
+                    _copy_at(name, place.fd, target / place.path / name, skip_denied)
 
 
-def _copy_at(name: str, dir_fd: int, target: Path) -> None:
-    if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-        return
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+def _copy_at(name: str, dir_fd: int, target: Path, skip_denied: bool) -> None:
     try:
-        copy_file(fd, target)
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    except PermissionError:
+        if skip_denied:
+            return
+        raise
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):  # it may have been swapped since the walk looked
+            copy_file(fd, target)
     finally:
         os.close(fd)
 

@@ -5,18 +5,17 @@ Links are never followed and devices never opened; a name that cannot be carried
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spool.errors import Busy
-from spool.files import open_beneath
+from spool.files import Place, beneath, open_beneath, walk
 from spool.names import why_not_carried
+from spool.patterns import compiled
 from spool.records import FileEntry
 
 HASH_BYTES = 1 << 20
@@ -31,35 +30,43 @@ class Listing:
 
 
 def list_files(folder: Path) -> Listing:
-    """List everything below `folder`, sorted by name; an absent folder is an empty one."""
+    """List everything below `folder`, sorted by name; an absent folder is an empty one.
+
+    What is no folder is listed as odd, and so is a folder that may not be read or whose name cannot be carried, without what
+    lies below it.
+    """
     files: dict[str, int] = {}
     odd: list[str] = []
-    if not os.path.lexists(folder):
+
+    def denied(path: str) -> None:
+        odd.append(f"{printable(path or folder.name)}: may not be read")
+
+    try:
+        for place in walk(folder, descend=_is_carried, on_denied=denied):
+            _list_entries(place, files, odd)
+    except FileNotFoundError:
         return Listing({}, ())
-    for path, dirs, names, dir_fd in os.fwalk(folder, follow_symlinks=False):
-        below = os.path.relpath(path, folder)
-        for name in [*names, *dirs]:
-            full = name if below == "." else f"{below}/{name}"
-            info = _stat_at(name, dir_fd)
-            if info is None or (stat.S_ISDIR(info.st_mode) and not why_not_carried(full)):
-                continue
-            why = why_not_carried(full) or _why_not_kind(info.st_mode)
-            if why:
-                odd.append(f"{printable(full)}: {why}")
-            else:
-                files[full] = info.st_size
+    except NotADirectoryError:
+        return Listing({}, (f"{printable(folder.name)}: is not a folder",))
     return Listing(dict(sorted(files.items())), tuple(sorted(odd)))
 
 
-def _stat_at(name: str, dir_fd: int) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:  # removed while we looked
-        return None
+def _is_carried(path: str) -> bool:
+    return not why_not_carried(path)
+
+
+def _list_entries(place: Place, files: dict[str, int], odd: list[str]) -> None:
+    for name, info in place.entries:
+        full = beneath(place.path, name)
+        why = why_not_carried(full) or _why_not_kind(info.st_mode)
+        if why:
+            odd.append(f"{printable(full)}: {why}")
+        elif stat.S_ISREG(info.st_mode):
+            files[full] = info.st_size
 
 
 def _why_not_kind(mode: int) -> str:
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return ""
     return "is a symbolic link" if stat.S_ISLNK(mode) else "is not a regular file"
 
@@ -101,52 +108,22 @@ def hash_files(folder: Path, names: Iterable[str]) -> tuple[FileEntry, ...]:
     return tuple(hash_file(folder, name) for name in names)
 
 
-@functools.lru_cache(maxsize=512)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    out, index = "", 0
-    while index < len(pattern):
-        part, index = _translate(pattern, index)
-        out += part
-    return re.compile(out, re.DOTALL)
-
-
-def _translate(pattern: str, index: int) -> tuple[str, int]:
-    if pattern.startswith("**/", index):
-        return "(?:[^/]+/)*", index + 3
-    if pattern.startswith("**", index):
-        return ".*", index + 2
-    char = pattern[index]
-    if char == "[":
-        return _translate_set(pattern, index)
-    return {"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char), index + 1
-
-
-def _translate_set(pattern: str, index: int) -> tuple[str, int]:
-    start = index + 1 + (pattern[index + 1 : index + 2] in ("!", "^"))
-    end = pattern.find("]", start + 1)
-    if end < 0:
-        return re.escape("["), index + 1
-    negate = "^/" if start > index + 1 else ""
-    inside = re.sub(r"([\\\[\]^&~|])", r"\\\1", pattern[start:end])
-    try:
-        re.compile(f"[{negate}{inside}]")
-    except re.error:  # a range that runs backwards matches itself, as in a shell
-        return re.escape("["), index + 1
-    return f"(?!/)[{negate}{inside}]", end + 1
-
-
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """True where `name` matches one of the patterns.
 
     ``*`` and ``?`` stop at ``/``, ``[...]`` is a set, ``**`` crosses folders, as gitignore(5) has them; a name without wildcards
     matches itself.
     """
-    return any(name == pattern or _compiled(pattern).fullmatch(name) for pattern in patterns)
+    return any(name == pattern or compiled(pattern).fullmatch(name) for pattern in patterns)
 
 
 def match_outputs(names: Iterable[str], patterns: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return (the names that some pattern asks for, the patterns that nothing matched)."""
     names = tuple(names)
-    wanted = tuple(name for name in names if matches(name, patterns))
-    missing = tuple(pattern for pattern in patterns if not any(matches(name, (pattern,)) for name in names))
-    return wanted, missing
+    found: set[str] = set()
+    missing: list[str] = []
+    for pattern in patterns:
+        hits = [name for name in names if matches(name, (pattern,))]
+        found.update(hits)
+        missing += [] if hits else [pattern]
+    return tuple(name for name in names if name in found), tuple(missing)

@@ -205,6 +205,18 @@ def size(value: str) -> int:
     return int(match[1]) * factor
 
 
+def size_from(low: int) -> Converter:
+    """Bytes as `size`, at least `low`."""
+
+    def convert(value: str) -> int:
+        number = size(value)
+        if number < low:
+            raise ValueError(f"must be at least {low} bytes")
+        return number
+
+    return convert
+
+
 def choice(*allowed: str) -> Converter:
     """One of a few words."""
 

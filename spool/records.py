@@ -21,6 +21,7 @@ from spool.states import Reason, State
 
 JOB_LIMIT_BYTES = 4 * 1024 * 1024
 MAX_PRIORITY = 1000
+MAX_WALL_TIME_S = 999_999_999
 CANCELED = "canceled"
 RESULT_REASONS = (CANCELED, *(str(reason) for reason in Reason))
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -108,7 +109,7 @@ class Job:
             priority=fields.integer("priority", 0, low=-MAX_PRIORITY, high=MAX_PRIORITY),
             workflow=fields.string("workflow", ""),
             env=fields.string_map("env"),
-            wall_time_s=fields.optional_integer("wall_time_s", low=1),
+            wall_time_s=fields.optional_integer("wall_time_s", low=1, high=MAX_WALL_TIME_S),
             expires_at=fields.string("expires_at", ""),
             give_up_after_s=fields.optional_integer("give_up_after_s", low=1),
             require_all=fields.boolean("require_all", False),

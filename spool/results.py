@@ -71,7 +71,7 @@ def _verdict(job: Job, status: RunStatus, outputs: Outputs) -> tuple[str, str]:
             f"the command could not be started (exit code {status.exit_code}); see log/runner.log at the site",
         )
     if status.wall_time:
-        return Reason.WALL_TIME.value, f"stopped at its wall-time limit of {job.wall_time_s} s"
+        return Reason.WALL_TIME.value, "stopped at its wall-time limit"
     if status.exit_code is None:
         return Reason.LOST.value, f"the runner says {status.word!r} and no exit code"
     if signal_of(status.exit_code) is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from spool import __version__
+from spool.addresses import is_loopback
 from spool.agent.config import AgentConfig, find_config, finish_config, read_config, read_token
 from spool.errors import ConfigError
 
@@ -75,11 +76,11 @@ def _published(words: list[str], common: dict[str, Any]) -> Arguments:
     port = 0
     for word in words[3:]:
         key, _, value = word.partition(":")
-        if key == "port" and re.fullmatch(r"[0-9]{1,5}", value):
+        if key == "port" and re.fullmatch(r"[0-9]{1,5}", value) and 0 < int(value) < 65536:
             port = int(value)
         elif key == "retry" and (match := re.fullmatch(r"([0-9]{1,9}),([0-9]{1,9}(?:\.[0-9]{1,6})?)", value)):
             values["retry"] = (int(match[1]), float(match[2]))
-        elif key == "no_auth":
+        elif key == "no_auth" and word != "no_auth:":
             values.update(no_auth=not value, ca_file=value)
         elif key == "calc_base" and value:
             values["calc_base"] = value
@@ -102,8 +103,7 @@ def base_url(text: str, port: int) -> str:
         raise ValueError(f"{text!r} is no address of a server: {exc}") from exc
     if not host:
         raise ValueError(f"{text!r} is no address of a server")
-    loopback = host == "localhost" or host.startswith("127.") or host == "::1"
-    scheme = "http" if loopback and parts.scheme != "https" else "https"
+    scheme = "http" if is_loopback(host) and parts.scheme != "https" else "https"
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}:{port or own_port or PUBLISHED_PORT}{parts.path.rstrip('/')}"
 
@@ -136,6 +136,8 @@ def verify(config: AgentConfig, args: Arguments) -> bool | str:
         print("spool_agent.py: no_auth: the server's certificate is NOT verified; use no_auth:CAFILE", file=sys.stderr)
         return False
     chosen = args.ca_file or config.agent["ca_file"]
+    if chosen and not Path(chosen).is_file():
+        raise ConfigError(f"the file of authorities {chosen} is not there", hint="correct ca_file, or no_auth:CAFILE")
     return str(chosen) if chosen else True
 
 

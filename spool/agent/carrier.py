@@ -6,6 +6,7 @@ written here; only then is the runner told to start, and the runner's own latch 
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import threading
 import time
@@ -20,17 +21,18 @@ from spool.agent.folder import LocalJob
 from spool.errors import (
     Conflict,
     DigestMismatch,
-    InvalidName,
     InvalidRecord,
+    NoSpace,
     NotAllowed,
     Refused,
     SpoolError,
     StaleRun,
     TransferFailed,
     Unauthorized,
+    Unreachable,
 )
 from spool.files import replace_file
-from spool.records import CANCELED, JobState, Result
+from spool.records import CANCELED, Job, Result
 from spool.results import Outputs, final_state, judge, no_run
 from spool.runner import LocalRunner, RunStatus, write_run
 from spool.states import Reason, State
@@ -40,6 +42,8 @@ LAST_LOOK_S = 0.5
 STATUS_EVERY_S = 10.0
 LOG_EVERY_S = 2.0
 SEND_TRIES = 4
+MOST_TRIES = 4
+_SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
 
 T = TypeVar("T")
 
@@ -62,9 +66,10 @@ class Carrier:
         self._runner = runner
         self._sync_soon = sync_soon
         self._wanted = ""
+        self._asked: Job | None = None
+        self._kept: transfer.Sender | None = None
         self._news = threading.Event()
         self._leave = threading.Event()
-        self._state: JobState = local.state
         self._thread = threading.Thread(target=self._run, name=f"job-{local.state.id[:8]}", daemon=True)
 
     def start(self) -> None:
@@ -100,26 +105,31 @@ class Carrier:
     # The steps
 
     def _run(self) -> None:
-        job_id = self.local.state.id
-        try:
-            self._carry()
-            self.done = True
-        except Left:
-            log.info("left", job=job_id, state=self.local.state.state)
-        except (StaleRun, Conflict) as exc:
-            self._stop_command()
-            self.local.close(State.CANCELED, f"the server gave this run up: {exc.message}")
-            self.done = True
-        except Exception:  # noqa: BLE001 - outermost frame of the thread: a defect; the job stays and is taken up at the next start
-            log.error("carrier_failed", trace=True, job=job_id, state=self.local.state.state)
-        finally:
-            self._sync_soon()
+        tries = 0
+        while not self.done:
+            try:
+                self._carry()
+                self.done = True
+            except Left:
+                log.info("left", job=self.local.state.id, state=self.local.state.state)
+                return
+            except (StaleRun, Conflict) as exc:
+                self._stop_command()
+                self._close(State.CANCELED, f"the server gave this run up: {exc.message}")
+                self.done = True
+            except Exception:  # noqa: BLE001 - outermost frame of the thread: a defect; the job is carried on after a while
+                log.error("carrier_failed", trace=True, job=self.local.state.id, state=self.local.state.state)
+                tries += 1
+                self._leave.wait(retry_delay_s(tries))
+        self._sync_soon()
 
     def _carry(self) -> None:
         if self.local.state.state == State.CLAIMED:
             try:
                 self._again("fetch", self._fetch)
-            except (Refused, TransferFailed, InvalidRecord, InvalidName) as exc:
+            except (StaleRun, Conflict):
+                raise
+            except SpoolError as exc:
                 self._end_without_run(Reason.REFUSED_BY_SITE if isinstance(exc, Refused) else Reason.TRANSFER, exc)
                 return
             if not self._permitted():
@@ -127,26 +137,35 @@ class Carrier:
                 self._end_without_run(CANCELED, StaleRun("canceled before it started", hint=""))
                 return
             self.local.advance(State.RUNNING, "may start")
-        if self.local.state.state == State.RUNNING:
-            try:
-                status = self._again("run", self._run_and_watch)
-            except Refused as exc:  # the policy changed between permission and start
-                self._runner.cancel(self.local.paths.folder)
-                self._end_without_run(Reason.REFUSED_BY_SITE, exc)
-                return
-            self._again("measure", lambda: self._measure(status))
+        if self.local.state.state == State.RUNNING and not self._run_to_its_end():
+            return
         try:
             self._again("return", self._return)
         except TransferFailed as exc:
             self._end_without_run(Reason.TRANSFER, exc)
 
+    def _run_to_its_end(self) -> bool:
+        """Run and measure; False where the job had to be ended in another way, and has been told of."""
+        try:
+            status = self._again("run", self._run_and_watch, most=MOST_TRIES)
+            self._again("measure", lambda: self._measure(status), most=MOST_TRIES)
+            return True
+        except Refused as exc:  # the policy changed between permission and start
+            self._runner.cancel(self.local.paths.folder)
+            self._end_without_run(Reason.REFUSED_BY_SITE, exc)
+        except (StaleRun, Conflict):
+            raise
+        except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
+            # The command, which can write to its folder, has made it unusable; it must not keep the slot for ever.
+            why = f"what the command left cannot be used: {exc}"
+            self._end_without_run(Reason.LOST, SpoolError(why, hint="look at the folder at the site"))
+        return False
+
     def _fetch(self) -> None:
         """Bring job.json and the inputs here, judge them by the site's policy, and make `run/` and `work/` ready."""
         local = self.local
         state = local.state
-        if not local.paths.job.exists():
-            replace_file(local.paths.job, self._client.job_bytes(state.id), mode=0o600)
-        job = local.job()
+        job = self._job()
         # Judged before a byte of input is fetched, and again at every start: the policy may have changed.
         order = policy.allow(self._config, job, state, local.paths.work)
         transfer.fetch_inputs(self._client, state.id, local.paths, state.inputs)
@@ -160,6 +179,14 @@ class Carrier:
             )
         self._runner.prepare(local.paths.folder)
         local.mark_ready()
+
+    def _job(self) -> Job:
+        """Return what the job asks for: as fetched once, whatever the command does to the folder meanwhile."""
+        if self._asked is None:
+            if not self.local.paths.job.exists():
+                replace_file(self.local.paths.job, self._client.job_bytes(self.local.state.id), mode=0o600)
+            self._asked = self.local.job()
+        return self._asked
 
     def _permitted(self) -> bool:
         """Ask until the start is permitted (True) or the job is to be canceled (False)."""
@@ -197,7 +224,7 @@ class Carrier:
         folder = self.local.paths.folder
         status = self._runner.status(folder)
         if status.word == "new":  # the runner's latch is not taken: provably not started, here or before a restart
-            order = policy.allow(self._config, self.local.job(), self.local.state, self.local.paths.work)
+            order = policy.allow(self._config, self._job(), self.local.state, self.local.paths.work)
             status = self._runner.start(folder, order.site_env)
             log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
         if status.word == "absent":
@@ -209,8 +236,12 @@ class Carrier:
         return self._runner.cancel(self.local.paths.folder)
 
     def _stop_command(self) -> None:
-        if self.local.state.state == State.RUNNING:
+        if self.local.state.state != State.RUNNING:
+            return
+        try:
             self._runner.cancel(self.local.paths.folder)
+        except (OSError, ValueError, subprocess.CalledProcessError) as exc:
+            log.error("not_stopped", job=self.local.state.id, why=exc, hint="look for its processes at the site")
 
     def _stream_log(self) -> None:
         """Send what the log has grown by. Whatever fails here is made up for when the results are returned."""
@@ -227,7 +258,7 @@ class Carrier:
 
     def _measure(self, status: RunStatus) -> None:
         """Write `result.json`: how it ended and the manifest of what may leave. From here on nothing is run any more."""
-        local, job = self.local, self.local.job()
+        local, job = self.local, self._job()
         outputs = Outputs()
         try:
             outputs = release.collect(self._config, job, local.paths)
@@ -245,7 +276,7 @@ class Carrier:
             raise InvalidRecord(f"{self.local.paths.result} is missing", hint="it was there when the job began to return")
         for tries in range(SEND_TRIES):
             try:
-                self._sender().send(result.files)
+                self._send(result)
                 answer = self._client.finish(result)
                 break
             except DigestMismatch as exc:
@@ -253,7 +284,19 @@ class Carrier:
                 if tries == SEND_TRIES - 1:
                     raise TransferFailed(f"the results did not verify: {exc.message}", hint="look at work/ at the site") from exc
         ended = str(answer.get("state", ""))
-        self.local.close(State(ended) if ended in State.__members__.values() else State.COMPLETED, "delivered")
+        self._close(State(ended) if ended in State.__members__.values() else State.COMPLETED, "delivered")
+
+    def _send(self, result: Result) -> None:
+        try:
+            self._sender().send(result.files)
+        except Conflict:  # it has ended at MInt already: `finish` tells whether by this very result, its answer lost
+            log.info("takes_no_more", job=result.id, run=result.run_id)
+
+    def _close(self, target: State, why: str) -> None:
+        try:
+            self.local.close(target, why)
+        except OSError as exc:  # the folder is gone or spoiled; at MInt the job has ended
+            log.error("local_end_not_written", job=self.local.state.id, to=target, why=exc)
 
     def _end_without_run(self, reason: str, why: SpoolError) -> None:
         log.warning("not_run", job=self.local.state.id, reason=reason, why=why.message)
@@ -262,16 +305,21 @@ class Carrier:
 
     def _close_unrun(self, result: Result) -> None:
         self._client.finish(result)
-        self.local.close(final_state(result), result.message)
+        self._close(final_state(result), result.message)
 
     def _sender(self) -> transfer.Sender:
         state = self.local.state
-        return transfer.Sender(self._client, state.id, state.run_id, self.local.paths, self._config.agent["chunk"])
+        if self._kept is None:
+            self._kept = transfer.Sender(self._client, state.id, state.run_id, self.local.paths, self._config.agent["chunk"])
+        return self._kept
 
     # Trying again
 
-    def _again(self, name: str, step: Callable[[], T]) -> T:
-        """Do `step` until it works; transient errors are tried again for ever, at the pace of `retry_delay_s`."""
+    def _again(self, name: str, step: Callable[[], T], *, most: int = 0) -> T:
+        """Do `step` until it works; transient errors are tried again for ever, at the pace of `retry_delay_s`.
+
+        With `most`, an error is raised after so many tries, unless only the line or a lack of resources stands in the way.
+        """
         tries = 0
         while True:
             try:
@@ -279,11 +327,13 @@ class Carrier:
             except (SpoolError, OSError, subprocess.CalledProcessError) as exc:
                 if isinstance(exc, SpoolError) and not self._passing(exc):
                     raise
+                if most and tries + 1 >= most and not _may_pass(exc):
+                    raise
                 delay_s = retry_delay_s(tries, exc if isinstance(exc, SpoolError) else None)
                 log.warning("tried_again", job=self.local.state.id, step=name, in_s=f"{delay_s:.1f}", why=exc)
                 tries += 1
                 self._pause(delay_s)
-                if self._wanted == "forget" and name != "run":
+                if self._wanted == "forget" and name not in ("run", "return"):
                     raise StaleRun("the server gave this run up", hint="nothing is returned") from exc
 
     @staticmethod
@@ -299,3 +349,10 @@ class Carrier:
         self._news.clear()
         if self._leave.is_set():
             raise Left
+
+
+def _may_pass(exc: Exception) -> bool:
+    """True where waiting can help: the line, or a lack of resources."""
+    if isinstance(exc, OSError):
+        return exc.errno in _SCARCE
+    return isinstance(exc, (NoSpace, Unreachable, Unauthorized, NotAllowed))

@@ -25,9 +25,10 @@ from spool.records import JobState, Result
 
 CONNECT_S = 15.0
 READ_S = 120.0
+GOODBYE_S = 5.0
 RETRY_CAP_S = 300.0
 MAX_RETRY_AFTER_S = 3600.0
-BLOCK_BYTES = 1 << 18
+BLOCK_BYTES = 1 << 16  # what a cut line costs at most; see docs/protocol.md
 
 _BY_CODE: dict[str, type[SpoolError]] = {
     kind.code: kind
@@ -79,6 +80,20 @@ class _Chunk:
         return iter(lambda: self.read(BLOCK_BYTES), b"")
 
 
+class _Stream:
+    """The body of an answer as a file that tarfile can read; a cut line raises what `_send` knows."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        while len(self._rest) < size and (block := next(self._blocks, b"")):
+            self._rest += block
+        found, self._rest = self._rest[:size], self._rest[size:]
+        return found
+
+
 class Client:
     """Talks to one server with one token. Threads may share one: each gets a session of its own."""
 
@@ -126,7 +141,8 @@ class Client:
 
     def sync(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """POST /v1/sync; waits at the server for up to the request's ``wait_s``."""
-        return self._json("POST", "/v1/sync", data=jsonio.dumps_line(request), read_s=float(request["wait_s"]) + 35.0)
+        read_s = GOODBYE_S if request.get("leaving") else float(request["wait_s"]) + 35.0
+        return self._json("POST", "/v1/sync", data=jsonio.dumps_line(request), read_s=read_s)
 
     def job_bytes(self, job_id: str) -> bytes:
         """GET the exact bytes of job.json."""
@@ -136,7 +152,10 @@ class Client:
 
     def state(self, job_id: str) -> JobState:
         """GET the job's record, with the manifest of its inputs."""
-        return JobState.parse(jsonio.dumps(self._json("GET", f"/v1/jobs/{job_id}")["state"]))
+        value = self._json("GET", f"/v1/jobs/{job_id}").get("state")
+        if not isinstance(value, dict):
+            raise Unreachable(f"the answer about job {job_id} holds no state", hint="is the URL that of a mint-spool server?")
+        return JobState.parse(jsonio.dumps(value))
 
     @contextmanager
     def download(self, job_id: str, name: str, offset: int, sha256: str) -> Iterator[Iterator[bytes]]:
@@ -154,7 +173,7 @@ class Client:
         path = f"/v1/jobs/{job_id}/in.tar?max_bytes={max_bytes}&after={quote(after, safe='')}"
         with self._send("GET", path, headers={"Accept-Encoding": "identity"}) as answer:
             _need(answer, "application/x-tar")
-            yield answer.raw
+            yield _Stream(answer.iter_content(BLOCK_BYTES))
 
     def upload_offset(self, job_id: str, run_id: str, name: str) -> int:
         """HEAD: return how many bytes of the result `name` (``out/...`` or ``log/...``) the server has for good."""
@@ -194,7 +213,9 @@ def _error(answer: requests.Response) -> SpoolError:
     status, where = answer.status_code, answer.url.partition("?")[0]
     retry_after = answer.headers.get("Retry-After", "")
     error: SpoolError
-    if "problem+json" not in answer.headers.get("Content-Type", "") and answer.request.method != "HEAD":
+    if status == 413:
+        error = errors.TooLarge(f"{where} takes no body of this size", hint="smaller chunks are tried")
+    elif "problem+json" not in answer.headers.get("Content-Type", ""):
         error = Unreachable(f"{where} was answered {status} by something that is not the server", hint="a proxy, or a wrong URL?")
     elif answer.request.method == "HEAD":
         error = _of_status(status, where)

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from spool import options as o
+from spool.addresses import is_loopback
 from spool.errors import ConfigError, SpoolError
 from spool.names import check_env_name, check_site, check_user
 from spool.options import Option, Section
@@ -34,7 +35,7 @@ AGENT = Section(
         Option("heartbeat_s", o.seconds(0.05, 600), 60.0, "longest time between syncs while jobs are in hand"),
         Option("once_wait_s", o.seconds(0, 3600), 5.0, "--once: seconds a pass waits for commands before it leaves them running"),
         Option("cancel_grace_s", o.integer(0, 3600), 10, "seconds between TERM and KILL of a canceled command"),
-        Option("chunk", o.size, 16 * 1024 * 1024, "bytes sent in one request", "16M"),
+        Option("chunk", o.size_from(64 * 1024), 16 * 1024 * 1024, "bytes sent in one request", "16M"),
         Option("min_free", o.size, 64 * 1024 * 1024, "bytes that must stay free below base; less: no new job", "64M"),
         Option("log", o.path, None, "file that gets the log lines; none: standard error", "/var/log/mint-spool/agent.log"),
     ),
@@ -71,7 +72,6 @@ COMMAND = Section(
 )
 
 SECTIONS = (AGENT, RELEASE, COMMAND)
-_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ def _command(name: str, values: dict[str, Any], path: Path) -> Command:
     if not values["argv"]:
         raise ConfigError(f"{where} needs argv", hint="such as: argv = /usr/bin/ccx {args}")
     for item in values["argv"]:
-        unknown = set(_PLACEHOLDER.findall(item)) - {"{args}"}
-        if unknown or ("{args}" in item and item != "{args}"):
+        if item != "{args}" and ("{" in item or "}" in item):
             raise ConfigError(
                 f"{where}: argv: {item!r} cannot be used", hint="{args} stands alone, for all of the job's arguments"
             )
@@ -174,11 +173,14 @@ def finish_config(config: AgentConfig, overrides: Mapping[str, Any], *, token: s
 
 def check_url(url: str, allow_http: bool) -> None:
     """Raise `ConfigError` unless `url` is https, or http to loopback (or allowed)."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        raise ConfigError(f"[agent] url = {url!r}: {exc}", hint="such as https://mint.example.jp:50443") from exc
+    if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"[agent] url = {url!r} is no address of a server", hint="such as https://mint.example.jp:50443")
-    loopback = parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
-    if parts.scheme == "http" and not loopback and not allow_http:
+    if parts.scheme == "http" and not is_loopback(parts.hostname) and not allow_http:
         raise ConfigError(f"{url} is not encrypted: the token and all data could be read", hint="use https://")
 
 

@@ -41,8 +41,15 @@ class Agent:
         self._news = threading.Event()
         self._closing = False
         self.closed_to_new = False
+        self.stopping = False
         self._herald = threading.Thread(target=self._run_herald, name="herald", daemon=True)
         self._herald.start()
+
+    def close_to_new(self) -> None:
+        """Take nothing new: at once, also where a sync waits at the server with room."""
+        if not self.stopping:
+            self.closed_to_new = self.stopping = True
+            self._news.set()
 
     # Jobs
 
@@ -137,6 +144,8 @@ class Agent:
         return False
 
     def _take_up(self, job_id: str, run_id: str, former: Carrier | None) -> bool:
+        if self.stopping:
+            return False  # given back with the goodbye
         if former is not None and not former.idle:
             log.warning("busy_with_former_run", job=job_id, run=run_id, former=former.local.state.run_id)
             former.tell("forget")

@@ -44,9 +44,17 @@ def _check_inputs(command: Command, state: JobState) -> None:
     for entry in state.inputs:
         # Solvers execute files such as abaqus_v6.env or .bashrc: these need a pattern that is written for them.
         special = entry.path.endswith(".env") or any(part.startswith(".") for part in entry.path.split("/"))
-        patterns = tuple(item for item in command.inputs_allow if item not in ("*", "**")) if special else command.inputs_allow
-        if not matches(entry.path, patterns):
+        if not any(
+            matches(entry.path, (item,)) and (not special or _spells_out(entry.path, item)) for item in command.inputs_allow
+        ):
             raise Refused(f"the input name {entry.path!r} is not allowed here", hint="the site's inputs_allow decides")
+
+
+def _spells_out(name: str, pattern: str) -> bool:
+    """True where `pattern` writes what makes `name` special itself, as a shell wants a leading dot written."""
+    dots = [part for part in name.split("/") if part.startswith(".")]
+    written = [part for part in pattern.split("/") if part.startswith(".")]
+    return len(written) >= len(dots) and (not name.endswith(".env") or pattern.endswith(".env"))
 
 
 def _argv(command: Command, job: Job) -> tuple[str, ...]:

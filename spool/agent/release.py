@@ -6,6 +6,7 @@ What leaves is a copy in `out/` that nobody else writes to; what stays is said t
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from spool.agent.config import AgentConfig
 from spool.errors import Busy, InvalidName, Refused
@@ -25,13 +26,14 @@ def collect(config: AgentConfig, job: Job, paths: JobPaths) -> Outputs:
     Raises `Refused` where the caps are exceeded.
     """
     listing = list_files(paths.work)
+    shown = [item for item in listing.odd if _asked_and_allowed(config, job, item)]
     wanted, missing = match_outputs(listing.files, job.outputs)
     released = tuple(name for name in wanted if _may_leave(config, name))
     withheld = tuple(f"{name}: {WITHHELD}" for name in wanted if name not in released)
     _check_caps(config, [listing.files[name] for name in released])
-    remove_tree(paths.out)
+    _clear(paths.out)
     paths.out.mkdir(mode=0o700)
-    taken, odd = [], list(listing.odd)
+    taken, odd = [], shown
     for name in released:
         try:
             _copy(paths, name)
@@ -44,15 +46,32 @@ def collect(config: AgentConfig, job: Job, paths: JobPaths) -> Outputs:
 
 
 def logs(config: AgentConfig, paths: JobPaths) -> tuple[FileEntry, ...]:
-    """Return the manifest of the logs that may leave."""
+    """Return the manifest of the logs that may leave. Raises `Refused` where they alone exceed the caps."""
     if config.release["logs"] != "return":
         return ()
-    here = [name for name in LOG_NAMES if (paths.log / name).is_file()]
+    if paths.log.is_symlink():
+        return ()
+    here = [name for name in LOG_NAMES if (paths.log / name).is_file() and not (paths.log / name).is_symlink()]
+    _check_caps(config, [(paths.log / name).stat().st_size for name in here])
     return tuple(FileEntry(f"log/{item.path}", item.size, item.sha256) for item in hash_files(paths.log, here))
 
 
+def _asked_and_allowed(config: AgentConfig, job: Job, odd: str) -> bool:
+    """True where the name of what cannot be carried may be told: a name is data too."""
+    name = odd.rpartition(": ")[0]
+    return matches(name, job.outputs) and _may_leave(config, name)
+
+
+def _clear(folder: Path) -> None:
+    if folder.is_symlink() or folder.is_file():  # the command put it there
+        folder.unlink()
+    remove_tree(folder)
+
+
 def _may_leave(config: AgentConfig, name: str) -> bool:
-    return matches(name, config.release["allow"]) and not matches(name, config.release["deny"])
+    return matches(name, config.release["allow"]) and not any(
+        matches(name if "/" in pattern else name.rpartition("/")[2], (pattern,)) for pattern in config.release["deny"]
+    )
 
 
 def _check_caps(config: AgentConfig, sizes: list[int]) -> None:

@@ -12,7 +12,7 @@ from spool.agent.arguments import Arguments, configure, verify
 from spool.agent.client import Client
 from spool.agent.config import AgentConfig, candidates
 from spool.agent.folder import Base
-from spool.errors import SpoolError
+from spool.errors import ConfigError, SpoolError
 from spool.files import free_bytes, write_new
 from spool.runner import install
 
@@ -23,12 +23,14 @@ def init(args: Arguments, program: Path) -> int:
     """Write agent.ini where `--config` says, else into the user's configuration folder; never overwrite. Exit code 0 or 2."""
     target = args.config or candidates(program)[1]
     text = sample.agent_ini(site=args.site, url=args.url, token_file=args.token[1:])
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_new(target, text.encode("utf-8"), mode=0o600)
     except FileExistsError:
         print(f"spool_agent.py: {target} exists and was not touched", file=sys.stderr)
         return 2
+    except OSError as exc:
+        raise ConfigError(f"{target} cannot be written: {exc.strerror}", hint="name another file: init --config FILE") from exc
     print(f"{target} was written. Edit it: site, url, token_file, and a [command NAME] for each command that may run.")
     print("Then try it: spool_agent.py check" + (f" --config {target}" if args.config else ""))
     return 0
@@ -62,7 +64,7 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
     except (SpoolError, OSError) as exc:
         yield f"base {config.base}", str(exc)
         return
-    purged = str(config.base) in PURGED
+    purged = any(str(config.base).startswith(f"{folder}/") or str(config.base) == folder for folder in PURGED)
     yield f"base {config.base}", "the system purges it: use a folder of the agent's own" if purged else ""
     short = free_bytes(config.base) < config.agent["min_free"]
     yield "free space below base", "less than min_free: no job will be taken" if short else ""

@@ -66,7 +66,10 @@ def _fetch_tar(client: Client, job_id: str, target: Path, part: Path, wanted: di
                     if content is None or entry is None or member.size != entry.size:
                         continue  # what was not announced is not taken; it is fetched by itself or fails there
                     _write_part(part, "tar", content.read())
-                    _place(target, part, "tar", entry)
+                    try:
+                        _place(target, part, "tar", entry)
+                    except DigestMismatch as exc:
+                        log.warning("damaged_input", job=job_id, file=entry.path, why=exc)  # fetched by itself
         except (tarfile.TarError, EOFError) as exc:
             raise Unreachable(f"the tar of inputs was cut: {exc}", hint="it is tried again") from exc
 
@@ -154,9 +157,13 @@ class Sender:
         small = [entry for entry in files if entry.size <= SMALL_BYTES and entry.path.startswith("out/")]
         if len(small) <= MANY:
             small = []
-        for group in _groups(small):
-            self._client.upload_tar(self._job_id, self._run_id, self._tar(group))
-        done = {entry.path for entry in small}
+        done: set[str] = set()
+        try:
+            for group in _groups(small):
+                self._client.upload_tar(self._job_id, self._run_id, self._tar(group))
+                done.update(entry.path for entry in group)
+        except TooLarge as exc:
+            log.info("no_tar", job=self._job_id, why=exc)
         for entry in files:
             if entry.path not in done:
                 self.send_file(entry.path, entry.size)
@@ -178,10 +185,12 @@ class Sender:
             return self._client.upload(self._job_id, self._run_id, name, file, offset, length)
         except OffsetMismatch as exc:
             return exc.offset
-        except (TooLarge, Unreachable):
-            if self._chunk_bytes <= MIN_CHUNK_BYTES:
-                raise
-            self._chunk_bytes = max(MIN_CHUNK_BYTES, self._chunk_bytes // 2)
+        except (TooLarge, Unreachable) as exc:
+            smaller = max(MIN_CHUNK_BYTES, self._chunk_bytes // 2)
+            fits = isinstance(exc, TooLarge) and smaller < self._chunk_bytes
+            self._chunk_bytes = min(self._chunk_bytes, smaller)
+            if fits:
+                return offset
             raise
 
     def _tar(self, group: Sequence[FileEntry]) -> bytes:

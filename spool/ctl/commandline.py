@@ -15,7 +15,11 @@ from spool.states import State
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Return the options; ends the program with 2 (and the usage) where they make no sense, as argparse does."""
-    return _parser().parse_args(_join_args(argv))
+    found = _parser().parse_args(_join_args(argv))
+    if getattr(found, "arg", None):
+        # argparse takes "--" out of the values of an option, and leaves an empty list in its place.
+        found.arg = ["--" if value == [] else value for value in found.arg]
+    return found
 
 
 def _join_args(argv: list[str]) -> list[str]:

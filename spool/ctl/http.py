@@ -7,7 +7,6 @@ counts as no answer. Transient problems are tried again, each with a line for th
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import re
 import time
@@ -20,6 +19,7 @@ import requests
 from requests.auth import AuthBase
 
 from spool import jsonio
+from spool.addresses import is_loopback
 from spool.ctl.backend import Usage
 from spool.ctl.messages import note
 from spool.errors import Conflict, NotAllowed, NotFound, OffsetMismatch, SpoolError, TooLarge, Unauthorized, Unreachable
@@ -53,16 +53,9 @@ def check_url(url: str, *, allow_http: bool) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Usage(f"{url!r} is not an address", hint="such as https://mint.example:50443")
-    if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not allow_http and not is_loopback(parts.hostname):
         raise Usage(f"{url} would send the token unencrypted", hint="use https, or --allow-http where the line is safe")
     return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def read_token(given: str) -> str:

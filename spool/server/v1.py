@@ -279,7 +279,7 @@ class V1:
         return answer({"jobs": [summary(state) for state in wanted[:limit]], "total": len(wanted)})
 
     def show(self, job_id: str) -> HTTPResponse:
-        """GET /v1/jobs/ID: the state with the manifest of inputs, what was asked, the result where there is one, and the history."""
+        """GET /v1/jobs/ID: the state with the manifest of inputs, what was asked, the result if there is one, and the history."""
         _, state = self._seen(job_id)
         result = self._store.result(job_id)
         return answer(

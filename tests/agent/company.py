@@ -1,4 +1,4 @@
-"""One server, one site and its agent, as the tests of this folder need them: jobs are dropped as folders, commands are scripts."""
+"""One server, one site and its agent, as these tests need them: jobs are folders that are dropped, commands are scripts."""
 
 from __future__ import annotations
 

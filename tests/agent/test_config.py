@@ -214,8 +214,8 @@ def test_published_words() -> None:
         ["site"], ["site", "url"], ["site", "url", "login"], ["site", "url", "tok", "port:x"], ["site", "url", "tok", "port:"],
         ["site", "url", "tok", "port:99999"], ["site", "url", "tok", "port:0"], ["site", "url", "tok", "retry:5"],
         ["site", "url", "tok", "retry:x,1"], ["site", "url", "tok", "retry:-1,1"], ["site", "url", "tok", "calc_base:"],
-        ["site", "url", "tok", "prot:8443"], ["site", "url", "tok", "debug:yes"], ["site", "http://[", "tok"], ["site", "", "tok"],
-        ["site", "h:99999", "tok"], ["--wrong"], ["check", "now"],
+        ["site", "url", "tok", "prot:8443"], ["site", "url", "tok", "debug:yes"], ["site", "http://[", "tok"],
+        ["site", "", "tok"], ["site", "h:99999", "tok"], ["--wrong"], ["check", "now"],
         # An empty variable in a script must not switch the verification off.
         ["site", "url", "tok", "no_auth:"],
     ],

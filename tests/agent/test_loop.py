@@ -19,8 +19,8 @@ from components.nginx import NginxTls
 from components.waiting import stays, wait_until
 
 ODD_ARGS = [
-    "a b", " ", "", "'q'", '"d"', "$(touch pwned)", "`touch pwned`", "${HOME}", "a\nb\n", "\n", "\t", "日本語 入力", "%s %d", "\\n", "*",
-    "-n", "{args}", ";rm -rf x", "x=y", "\u00e9 e\u0301", "~", "!!", "#", "\x01\x7f",
+    "a b", " ", "", "'q'", '"d"', "$(touch pwned)", "`touch pwned`", "${HOME}", "a\nb\n", "\n", "\t", "日本語 入力", "%s %d",
+    "\\n", "*", "-n", "{args}", ";rm -rf x", "x=y", "\u00e9 e\u0301", "~", "!!", "#", "\x01\x7f",
 ]  # fmt: skip
 
 
@@ -93,8 +93,10 @@ def test_two_dashes_are_an_argument_like_any_other(company: Company) -> None:
 
 
 NAMES = {
-    "a b.dat": b"1", "日本語/結果 1.dat": b"2", "$(x) `y`.dat": b"3", "q'\".dat": b"4", "leer.dat": b"", "[a]*.dat": b"5", "é/e\u0301.dat": b"6",
-    "a%20b.dat": b"7", "a+b&c=d?e#f.dat": b"8", "a;b.dat": b"9", ".hidden/x.dat": b"10", "%E3.dat": b"11", "x\\y.dat": b"12", "~.dat": b"13",
+    "a b.dat": b"1", "日本語/結果 1.dat": b"2", "$(x) `y`.dat": b"3", "q'\".dat": b"4", "leer.dat": b"", "[a]*.dat": b"5",
+    "é/e\u0301.dat": b"6",
+    "a%20b.dat": b"7", "a+b&c=d?e#f.dat": b"8", "a;b.dat": b"9", ".hidden/x.dat": b"10", "%E3.dat": b"11", "x\\y.dat": b"12",
+    "~.dat": b"13",
 }  # fmt: skip
 
 
@@ -197,7 +199,8 @@ def test_a_command_that_is_not_there(company: Company) -> None:
     ("change", "job"),
     [
         ({}, {"command": "rm"}), ({"users": "alice"}, {}), ({"args": "[a-z]"}, {"args": ("touch ran; false",)}),
-        ({"inputs_allow": "*.inp"}, {"inputs": {"x.sh": b"x"}}), ({}, {"inputs": {".bashrc": b"x"}}), ({}, {"env": {"LD_PRELOAD": "x"}}),
+        ({"inputs_allow": "*.inp"}, {"inputs": {"x.sh": b"x"}}), ({}, {"inputs": {".bashrc": b"x"}}),
+        ({}, {"env": {"LD_PRELOAD": "x"}}),
     ],
     ids=["command", "user", "argument", "input", "dotfile", "variable"],
 )  # fmt: skip
@@ -254,6 +257,25 @@ def test_an_argument_longer_than_the_system_takes(company: Company) -> None:
     company.start(slots=1)
     company.failed(company.sh("x" * 200_000), "spawn")
     assert company.completed(company.sh("true")) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ln -sf /etc/passwd ../log/stdout.txt", "ln -s /tmp ../out", "echo x > ../out", "rm -rf ../log", "rm -rf ../work",
+        "rm ../job.json", "mkdir ../result.json", "rm -rf ../run", "rm ../state.json", "rm -rf ../in ../in.part",
+        "rm ../log/stderr.txt; mkfifo ../log/stderr.txt", "mkfifo a.dat",
+        "echo x > 'new\nline.dat'", "rm -rf ../../$MINT_SPOOL_JOB",
+    ],
+)  # fmt: skip
+def test_a_command_that_meddles_with_its_folder_jams_nothing(company: Company, script: str) -> None:
+    """However it ends, it ends, nothing of the host leaves, and the slot is free again. It runs as the agent's own user here."""
+    company.start(slots=1)
+    job = company.sh(f"{script}; true", outputs=("**",))
+    bad = company.ended(job, 25)
+    assert not any(b"root:" in data for data in files_below(company.rig.job(job)).values()), bad
+    assert company.completed(company.sh("true"), 25) == {}
 
 
 @pytest.mark.slow

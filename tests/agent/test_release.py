@@ -106,7 +106,8 @@ def test_links_and_devices_never_leave(paths: JobPaths) -> None:
     leaves(paths, "good.dat", "real/x.dat")
     token = paths.folder.parent.parent / "token"
     for name, target in (
-        ("passwd.dat", "/etc/passwd"), ("token.dat", str(token)), ("up.dat", "../../../token"), ("own.dat", "good.dat"), ("dir", "real"),
+        ("passwd.dat", "/etc/passwd"), ("token.dat", str(token)), ("up.dat", "../../../token"), ("own.dat", "good.dat"),
+        ("dir", "real"),
         ("etc", "/etc"), ("broken.dat", "nowhere"), ("loop.dat", "loop.dat"),
     ):  # fmt: skip
         os.symlink(target, paths.work / name)
@@ -124,11 +125,7 @@ def test_a_link_in_place_of_the_work_folder(paths: JobPaths) -> None:
     leaves(paths, "a.dat")
     paths.work.rename(paths.folder / "moved")
     os.symlink("/etc", paths.work)
-    try:
-        found = names(collect(paths, "passwd", "*.dat"))
-    except Exception:
-        found = []
-    assert found == []
+    assert names(collect(paths, "passwd", "*.dat")) == []
 
 
 def test_a_link_in_place_of_out_is_not_written_through(paths: JobPaths, tmp_path: Path) -> None:
@@ -145,11 +142,7 @@ def test_a_link_in_place_of_out_is_not_written_through(paths: JobPaths, tmp_path
 def test_logs_that_are_links_do_not_leave(paths: JobPaths) -> None:
     os.symlink("/etc/passwd", paths.log / "stdout.txt")
     (paths.log / "stderr.txt").write_text("e")
-    try:
-        sent = [entry.path for entry in release.logs(rules(paths, logs="return"), paths)]
-    except Exception:
-        sent = []
-    assert "log/stdout.txt" not in sent
+    assert [entry.path for entry in release.logs(rules(paths, logs="return"), paths)] == ["log/stderr.txt"]
 
 
 ODD = (
@@ -220,7 +213,6 @@ def test_logs_count_among_the_bytes(paths: JobPaths) -> None:
     config = rules(paths, max_bytes="1000", logs="return")
     (paths.log / "stdout.txt").write_bytes(bytes(5000))
     with pytest.raises(Refused):
-        release.collect(config, Job(site="s", command="c"), paths)
         release.logs(config, paths)
 
 

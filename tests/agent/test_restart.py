@@ -193,6 +193,21 @@ def test_agent_killed_again_and_again(company: Company) -> None:
         assert company.rig.state(job)["attempt"] == 1
 
 
+@pytest.mark.slow
+def test_nothing_starts_without_the_servers_word(company: Company, make_wire: Make) -> None:
+    """Inputs are here, the server is away: a command that starts now might be given to another agent as well."""
+    away = Act(status=503)
+    wire = make_wire(company.rig.port)
+    wire.rule = lambda request: away if request.path == "/v1/sync" and wire.of("GET", "/files/in/") else None
+    company.start(url=wire.url)
+    job = company.sh(AT_ONCE, inputs={"in.bin": DATA}, outputs=("out.bin",))
+    wait_until((company.local(job) / "work" / "in.bin").exists, 20, "the inputs are here")
+    stays(lambda: starts(company) == 0, 2, "nothing runs")
+    assert company.rig.state(job)["state"] == "claimed"
+    wire.rule = lambda request: None
+    check(company, job)
+
+
 # ---- the server is killed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ from spool.errors import Busy
 from spool.files import remove_tree
 from spool.names import new_id
 from spool.records import FileEntry
+from spool.staging import Staging
 from spool.states import State
 from spool.store import Store
 
@@ -196,7 +198,7 @@ def replace_by(relative: str, make: Callable[[Path], object]) -> Callable[[Path]
 
 
 def link_to(target: str) -> Callable[[Path], object]:
-    return lambda path: path.symlink_to(target)
+    return lambda path: os.symlink(target, path)
 
 
 def bind(path: Path) -> None:
@@ -254,7 +256,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "in is a fifo": (replace_by("in", os.mkfifo), ""),
     "in is a file": (replace_by("in", Path.touch), ""),
     "in is a link to the inputs": (
-        lambda folder: ((folder / "in").rename(folder / "real"), (folder / "in").symlink_to("real")),
+        lambda folder: ((folder / "in").rename(folder / "real"), os.symlink("real", folder / "in")),
         "",
     ),
 }
@@ -377,6 +379,63 @@ def test_what_waits_does_not_spin_or_flood_the_log(store: Store, settings: Spool
     assert tries
 
 
+def test_a_full_disk_is_told_once_and_waits(
+    store: Store, settings: SpoolConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("spool.drops.REJUDGE_S", 0.01)
+    name = drop(store)
+    tries: list[str] = []
+
+    def full(self: Drops, name: str, config: SpoolConfig) -> None:
+        tries.append(name)
+        raise OSError(28, "No space left on device", f"/spool/.state.json.{len(tries)}.tmp")
+
+    monkeypatch.setattr(Drops, "accept", full)
+    drops = Drops(store)
+    wait_until(lambda: drops.scan(settings) >= 0 and len(tries) > 5, 4, "it is tried several times")
+    drops.close()
+    assert len([record for record in caplog.records if name in record.getMessage()]) == 1
+
+
+def test_what_nobody_foresaw_is_logged_and_stops_nothing(
+    store: Store, settings: SpoolConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = drop(store)
+    real = Drops.accept
+
+    def accept(self: Drops, name: str, config: SpoolConfig) -> Any:
+        if name == bad:
+            raise RecursionError("unforeseen")
+        return real(self, name, config)
+
+    monkeypatch.setattr(Drops, "accept", accept)
+    assert until_judged(store, settings, drop(store)) == "accepted"
+    assert "unforeseen" in caplog.text
+    assert (store.paths.drop / bad).exists()
+
+
+def test_with_too_little_room_the_drops_stay_where_they_are(
+    store: Store, settings: SpoolConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = config(tmp_path / "full", min_free="100000T")
+    names = [drop(store), drop(store)]
+    (store.paths.drop / names[0] / "job.json").unlink()
+    drops = Drops(store)
+    for _ in range(5):
+        assert drops.scan(full) == 0
+    assert drops.accept(names[1], full) is None
+    assert sorted(os.listdir(store.paths.drop)) == sorted(names)
+    assert os.listdir(store.paths.tmp) == os.listdir(store.paths.rejected) == []
+    assert caplog.text.count("event=drops_wait") == 1
+
+    def taken() -> bool:
+        drops.scan(settings)
+        return (store.paths.jobs / names[1]).exists()
+
+    wait_until(taken, 4, "it recovers by itself")
+    drops.close()
+
+
 # ---- whose job it is
 
 
@@ -441,6 +500,11 @@ def test_a_forged_owner_file_in_the_drop_is_nothing(store: Store, settings: Spoo
     assert state is None or state.user == "nobody"
 
 
+def test_litter_beside_the_drops_stops_nobody(store: Store, settings: SpoolConfig) -> None:
+    (store.paths.drop / "owner").write_text("no number")
+    assert until_judged(store, settings, drop(store)) == "accepted"
+
+
 AS_ANOTHER = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -470,7 +534,7 @@ def as_another(store: Store, uid: int, ini: Path, for_s: float = 3) -> int:
             opened.chmod(opened.stat().st_mode | 0o055)
         opened = opened.parent
     ini.chmod(0o644)
-    argv = [sys.executable, "-c", AS_ANOTHER, REPO, store.paths.root, str(uid), ini, str(for_s)]
+    argv = [sys.executable, "-c", AS_ANOTHER, str(REPO), str(store.paths.root), str(uid), str(ini), str(for_s)]
     return subprocess.run(argv, check=False, timeout=30, stderr=subprocess.DEVNULL).returncode
 
 
@@ -519,7 +583,58 @@ def test_what_the_server_may_not_read_is_rejected_not_ignored(store: Store, sett
     assert rejected(store, name)["hint"]
 
 
+def test_what_cannot_be_moved_is_copied_to_rejected_and_hidden(store: Store, settings: SpoolConfig) -> None:
+    name = drop(store, command="rm")
+    give_the_spool_to(store, NOBODY)
+    folder = store.paths.drop / name
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, 1, 1)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (store.paths.drop / f".taken.{name}").mkdir()  # of an earlier time
+    assert settings.source is not None
+    assert as_another(store, NOBODY, settings.source, 1) == 0
+    assert rejected(store, name)["code"] == "command_not_allowed"
+    assert (store.paths.rejected / name / "in" / "beam.inp").read_bytes() == DECK
+    assert sorted(os.listdir(store.paths.drop)) == [f".taken.{name}", f".taken.{name}+"]
+
+
+@pytest.mark.parametrize("where", ["beside", "history.jsonl"])
+def test_odd_things_outside_of_in_do_not_loop(store: Store, settings: SpoolConfig, where: str) -> None:
+    name = drop(store)
+    if where == "beside":
+        (store.paths.drop / name / "user" / "in").mkdir(parents=True)
+        very_deep(store.paths.drop / name / "user")
+    else:
+        (store.paths.drop / name / where).mkdir()
+    assert until_judged(store, settings, name) == "rejected"
+    assert not os.listdir(store.paths.tmp)
+
+
 # ---- crashes
+
+
+def test_a_lock_on_a_folder_that_is_gone_is_no_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B opens the lock file, A removes it with its folder and lets go, B gets the lock: on nothing."""
+    staging = Staging(store.paths, new_id())
+    real = fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        with staging.held():
+            staging.clear()
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(Busy), staging.held():
+        pass
+    with staging.held(), pytest.raises(Busy), staging.held():
+        pass
+
+
+def test_an_original_left_by_a_crash_is_not_in_the_way(store: Store, settings: SpoolConfig) -> None:
+    name = handed_in_by(store, NOBODY)
+    (store.paths.accepting(name) / "original" / "in").mkdir(parents=True)
+    assert until_judged(store, settings, name) == "accepted"
 
 
 @pytest.mark.parametrize("owner", [0, NOBODY], ids=["renamed", "copied"])

@@ -16,6 +16,7 @@ import pytest
 from server.crashing import each_crash, exit_code, fork, in_child
 from spool import files
 from spool.errors import InvalidName, InvalidRecord
+from spool.manifest import list_files
 
 OLD, NEW = b"a" * 100_000, b"b" * 150_000
 
@@ -410,3 +411,62 @@ def test_sync_tree_syncs_every_file_and_folder_and_nothing_else(tmp_path: Path, 
     files.sync_tree(inside)
     wanted = {path.stat().st_ino for path in (inside, inside / "real", inside / "real/deep", inside / "real/deep/a.dat")}
     assert synced == wanted
+
+
+# ---- walking
+
+
+def test_a_walk_opens_nothing_but_folders_and_few_of_them(tmp_path: Path) -> None:
+    inside = _tree(tmp_path)
+    deep = inside
+    for _ in range(300):
+        deep = deep / "d"
+        deep.mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    met = []
+    for place in files.walk(inside):
+        met.append(place.path)
+        assert len(os.listdir("/proc/self/fd")) <= before + 3
+        assert os.path.samestat(os.fstat(place.fd), (inside / place.path).stat())
+    assert set(met) == {"", "real", "real/deep", *("/".join("d" * count) for count in range(1, 301))}
+    assert met[0] == ""
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_walk_ends_below_names_that_are_too_long(tmp_path: Path) -> None:
+    deep = tmp_path
+    for _ in range(6):
+        deep = deep / ("x" * 250)
+        deep.mkdir()
+    assert [len(place.path) for place in files.walk(tmp_path)] == [0, 250, 501, 752, 1003]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "fifo"])
+def test_a_walk_of_what_is_no_folder(tmp_path: Path, kind: str) -> None:
+    inside = _tree(tmp_path)
+    path = inside / {"file": "real/deep/a.dat", "link": "folder_link", "fifo": "fifo"}[kind]
+
+    def refused() -> None:
+        with pytest.raises(NotADirectoryError):
+            list(files.walk(path))
+
+    assert in_child(refused, deadline_s=5) == 0
+
+
+def test_what_may_not_be_read_is_told(tmp_path: Path) -> None:
+    inside = _tree(tmp_path)
+    (inside / "real" / "deep").chmod(0)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001 and folder.stat().st_uid == 0:
+            folder.chmod(folder.stat().st_mode | 0o011)
+
+    def look() -> None:
+        os.setuid(65534)
+        with pytest.raises(PermissionError):
+            list(files.walk(inside))
+        denied: list[str] = []
+        assert [place.path for place in files.walk(inside, on_denied=denied.append)] == ["", "real"]
+        assert denied == ["real/deep"]
+        assert "real/deep: may not be read" in list_files(inside).odd
+
+    assert in_child(look, deadline_s=5) == 0
