@@ -36,13 +36,21 @@ class Outputs:
     found: int = 0
 
 
-def judge(job: Job, state: JobState, status: RunStatus, outputs: Outputs, logs: Sequence[FileEntry] = ()) -> Result:
+def judge(
+    job: Job,
+    state: JobState,
+    status: RunStatus,
+    outputs: Outputs,
+    logs: Sequence[FileEntry] = (),
+    *,
+    wall_time_s: int | None = None,
+) -> Result:
     """Return the result of a run that is over. `outputs.found` counts the files that the job asked for and the command wrote.
 
     Exit 0 and at least one output is success, the others listed as missing, unless `require_all`; with no outputs
-    declared the exit code decides.
+    declared the exit code decides. `wall_time_s` is the limit that held, where the site has one of its own.
     """
-    reason, message = _verdict(job, status, outputs)
+    reason, message = _verdict(job, status, outputs, wall_time_s or job.wall_time_s)
     return Result(
         id=state.id,
         run_id=state.run_id,
@@ -60,7 +68,7 @@ def judge(job: Job, state: JobState, status: RunStatus, outputs: Outputs, logs: 
     )
 
 
-def _verdict(job: Job, status: RunStatus, outputs: Outputs) -> tuple[str, str]:
+def _verdict(job: Job, status: RunStatus, outputs: Outputs, wall_time_s: int | None) -> tuple[str, str]:
     if status.cancel or status.word == "canceled":  # asked for while it ran, or before it was started
         return CANCELED, "stopped on request"
     if status.word == "lost":
@@ -71,7 +79,7 @@ def _verdict(job: Job, status: RunStatus, outputs: Outputs) -> tuple[str, str]:
             f"the command could not be started (exit code {status.exit_code}); see log/runner.log at the site",
         )
     if status.wall_time:
-        return Reason.WALL_TIME.value, "stopped at its wall-time limit"
+        return Reason.WALL_TIME.value, f"stopped at its wall-time limit of {wall_time_s} s"
     if status.exit_code is None:
         return Reason.LOST.value, f"the runner says {status.word!r} and no exit code"
     if signal_of(status.exit_code) is not None:

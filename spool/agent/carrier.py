@@ -262,7 +262,8 @@ class Carrier:
         outputs = Outputs()
         try:
             outputs = release.collect(self._config, job, local.paths)
-            result = judge(job, local.state, status, outputs, release.logs(self._config, local.paths))
+            limit_s = policy.limit_s(self._config, job)
+            result = judge(job, local.state, status, outputs, release.logs(self._config, local.paths), wall_time_s=limit_s)
         except Refused as exc:
             result = replace(judge(job, local.state, status, outputs), reason=Reason.REFUSED_BY_SITE.value, message=exc.message)
         replace_file(local.paths.result, result.encode(), mode=0o600)

@@ -28,7 +28,8 @@ READ_S = 120.0
 GOODBYE_S = 5.0
 RETRY_CAP_S = 300.0
 MAX_RETRY_AFTER_S = 3600.0
-BLOCK_BYTES = 1 << 16  # what a cut line costs at most; see docs/protocol.md
+BLOCK_BYTES = 1 << 18
+BLOCK_AFTER_CUT_BYTES = 1 << 14  # a cut costs at most one block: small ones from the first cut on
 
 _BY_CODE: dict[str, type[SpoolError]] = {
     kind.code: kind
@@ -102,6 +103,7 @@ class Client:
         self._auth = _Bearer(token)
         self._verify = verify
         self._local = threading.local()
+        self._block_bytes = BLOCK_BYTES
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
@@ -165,7 +167,14 @@ class Client:
             _need(answer, "application/octet-stream")
             if offset and answer.status_code != 206:
                 raise OffsetMismatch(f"the server has another {name!r}", offset=0, hint="start again")
-            yield answer.iter_content(BLOCK_BYTES)
+            yield self._blocks(answer)
+
+    def _blocks(self, answer: requests.Response) -> Iterator[bytes]:
+        try:
+            yield from answer.iter_content(self._block_bytes)
+        except (requests.RequestException, OSError):
+            self._block_bytes = BLOCK_AFTER_CUT_BYTES
+            raise
 
     @contextmanager
     def download_tar(self, job_id: str, after: str, max_bytes: int) -> Iterator[Any]:

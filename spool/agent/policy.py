@@ -37,7 +37,7 @@ def allow(config: AgentConfig, job: Job, state: JobState, work: Path) -> Order:
     if command.users and state.user not in command.users:
         raise Refused(f"user {state.user!r} may not run {job.command!r} here", hint="the site's administrator decides")
     _check_inputs(command, state)
-    return Order(_argv(command, job), _job_env(command, job), _site_env(command, job, state, work), _limit_s(command, job))
+    return Order(_argv(command, job), _job_env(command, job), _site_env(command, job, state, work), limit_s(config, job))
 
 
 def _check_inputs(command: Command, state: JobState) -> None:
@@ -82,6 +82,8 @@ def _site_env(command: Command, job: Job, state: JobState, work: Path) -> dict[s
     return {**base, **command.env}
 
 
-def _limit_s(command: Command, job: Job) -> int | None:
-    limits = [limit for limit in (command.wall_time_s, job.wall_time_s) if limit is not None]
-    return min(limits) if limits else None
+def limit_s(config: AgentConfig, job: Job) -> int | None:
+    """Return the wall-time limit that holds for `job`, in seconds: the smaller of the site's and its own, if any."""
+    command = config.commands.get(job.command)
+    limits = [limit for limit in (command.wall_time_s if command else None, job.wall_time_s) if limit is not None]
+    return min(limits, default=None)

@@ -16,6 +16,7 @@ from spool.errors import ConfigError, SpoolError
 from spool.files import free_bytes, write_new
 from spool.runner import install
 
+WARNING = "warning: "
 PURGED = ("/tmp", "/var/tmp", "/run")
 
 
@@ -37,12 +38,13 @@ def init(args: Arguments, program: Path) -> int:
 
 
 def check(args: Arguments, program: Path) -> int:
-    """Print one line a finding, `ok` or `problem` with what to do. Exit code 0 where nothing stands in the way, else 1."""
+    """Print one line a finding, `ok`, `warning` or `problem` with what to do. Exit code 0 where nothing stands in the way, else 1."""
     config = configure(args, program)
     problems = 0
     for what, why in _findings(config, args):
-        problems += bool(why)
-        print(f"{'problem' if why else 'ok':8} {what}{': ' + why if why else ''}")
+        word = "ok" if not why else "warning" if why.startswith(WARNING) else "problem"
+        problems += word == "problem"
+        print(f"{word:8} {what}{': ' + why.replace(WARNING, '') if why else ''}")
     return 1 if problems else 0
 
 
@@ -65,7 +67,7 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
         yield f"base {config.base}", str(exc)
         return
     purged = any(str(config.base).startswith(f"{folder}/") or str(config.base) == folder for folder in PURGED)
-    yield f"base {config.base}", "the system purges it: use a folder of the agent's own" if purged else ""
+    yield f"base {config.base}", f"{WARNING}the system purges it: use a folder of the agent's own" if purged else ""
     short = free_bytes(config.base) < config.agent["min_free"]
     yield "free space below base", "less than min_free: no job will be taken" if short else ""
     for tool in ("sh", "setsid", "find", "sha256sum"):

@@ -256,7 +256,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "in is a fifo": (replace_by("in", os.mkfifo), ""),
     "in is a file": (replace_by("in", Path.touch), ""),
     "in is a link to the inputs": (
-        lambda folder: ((folder / "in").rename(folder / "real"), os.symlink("real", folder / "in")),
+        lambda folder: (folder / "in").rename(folder / "real").parent.joinpath("in").symlink_to("real"),
         "",
     ),
 }
