@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -81,7 +82,7 @@ def test_arguments_arrive_byte_for_byte(company: Company) -> None:
     job = company.rig.submit(SITE, "show", *options, "--out", "args")
     out = company.completed(job)
     assert out["args"] == b"".join(arg.encode() + b"\0" for arg in ODD_ARGS)
-    assert not list(company.rig.root.rglob("pwned"))
+    assert not any("pwned" in names for _, _, names in os.walk(company.rig.root))
 
 
 def test_two_dashes_are_an_argument_like_any_other(company: Company) -> None:
