@@ -11,6 +11,8 @@ The loop, in order: sync (say what is here, be told what is wanted), and for eac
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -25,7 +27,7 @@ from spool.agent.client import Client, retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base
 from spool.agent.loop import Agent
-from spool.errors import Busy, ConfigError, NotAllowed, SpoolError, Unauthorized, UnknownSite, from_os_error
+from spool.errors import Busy, ConfigError, NotAllowed, SpoolError, Unauthorized, UnknownSite, from_os_error, is_no_space
 from spool.runner import LocalRunner, install
 
 SHORT_S = 0.5  # a sync that took less did not wait at the server
@@ -35,6 +37,8 @@ EXIT_TRY_LATER, EXIT_NOT_ALLOWED, EXIT_CONFIG = 75, 77, 78
 def main(argv: list[str] | None = None) -> int:
     """Run the agent; return its exit code (docs/agent.md, "Exit codes")."""
     os.umask(0o077)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = arguments.parse(sys.argv[1:] if argv is None else argv)
     program = Path(__file__).resolve()
     try:
@@ -54,14 +58,17 @@ def main(argv: list[str] | None = None) -> int:
     except SpoolError as exc:
         print(f"spool_agent.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
         return EXIT_CONFIG if isinstance(exc, ConfigError) else EXIT_TRY_LATER
+    except OSError as exc:
+        print(f"spool_agent.py: {exc}\n  correct the path, or free space; then start it again", file=sys.stderr)
+        return EXIT_TRY_LATER if is_no_space(exc) else EXIT_CONFIG
 
 
 def _work(config: AgentConfig, args: arguments.Arguments, base: Base, identity: tuple[str, int]) -> int:
+    stop = Stop()
     client = Client(config.agent["url"], config.token, verify=arguments.verify(config, args))
     agent = Agent(config, client, base, identity, LocalRunner(install(base.control)))
     arguments.greet(config, args)
     log.info("started_agent", site=config.agent["site"], url=config.agent["url"], base=config.base, version=__version__)
-    stop = Stop()
     in_hand = agent.take_up_again()
     if in_hand:
         log.info("carrying_on", jobs=in_hand)
@@ -79,6 +86,7 @@ class Stop:
     def __init__(self) -> None:
         self.asked = threading.Event()
         self.now = threading.Event()
+        self._to_say = 0
         signal.signal(signal.SIGINT, self._interrupt)
         signal.signal(signal.SIGTERM, self._terminate)
 
@@ -86,7 +94,14 @@ class Stop:
         if self.asked.is_set():
             self.now.set()
         self.asked.set()
-        print("Ctrl + C スクリプト停止要求受付", flush=True)
+        self._to_say += 1
+
+    def say(self) -> None:
+        """Print the manual's line for each Ctrl+C; not from the handler, which may come in the middle of another print."""
+        while self._to_say:
+            self._to_say -= 1
+            with contextlib.suppress(OSError):
+                print("Ctrl + C スクリプト停止要求受付", flush=True)
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
         self.asked.set()
@@ -100,11 +115,13 @@ def _loop(agent: Agent, stop: Stop, args: arguments.Arguments) -> int:
     thread.start()
     while thread.is_alive() and not stop.now.is_set():
         if stop.asked.wait(0.2):
+            stop.say()
             agent.close_to_new()
             if not agent.in_hand():
                 break
             stop.now.wait(0.2)
-    return ended[0] if ended else 0
+    stop.say()
+    return ended[0] if ended else 0 if stop.asked.is_set() else EXIT_TRY_LATER
 
 
 def _sync_for_ever(agent: Agent, stop: Stop, args: arguments.Arguments) -> int:
@@ -147,13 +164,15 @@ def _once(agent: Agent, stop: Stop) -> int:
     except (Unauthorized, NotAllowed, UnknownSite) as exc:
         log.error("sync_failed", code=exc.code, why=exc, hint=exc.hint)
         return EXIT_NOT_ALLOWED
-    except SpoolError as exc:
-        log.error("sync_failed", code=exc.code, why=exc, hint=exc.hint)
+    except Exception as caught:  # noqa: BLE001 - jobs in hand must not lose their agent
+        told = _told(caught)
+        log.error("sync_failed", code=told.code, why=told, hint=told.hint)
         return EXIT_TRY_LATER
     agent.closed_to_new = True
     while agent.in_hand() and not agent.waiting_for_commands_only() and not stop.asked.is_set():
         agent.settle(1.0, lambda: not agent.in_hand() or agent.waiting_for_commands_only() or stop.asked.is_set())
     agent.settle(agent.config.agent["once_wait_s"], lambda: not agent.in_hand() or stop.asked.is_set())
+    stop.say()
     return 0
 
 

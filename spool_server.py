@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     os.umask(SPOOL_UMASK)
     _tame_malloc()
+    _raise_file_limit()
     try:
         config, store = _open(args)
         listening = _listen(args.listen or config.get().server["listen"], config.get().server["allow_http"])
@@ -99,6 +101,12 @@ def _listen(text: str, allow_http: bool) -> socket.socket:
         listening.close()
         raise ConfigError(f"cannot listen on {text}: {exc.strerror}", hint="is another server running? see: ss -ltnp") from exc
     return listening
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets this process have: connections, and files on their way."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _tame_malloc() -> None:

@@ -183,6 +183,9 @@ def _site(name: str, values: dict[str, Any], path: Path) -> Site:
                 check_env_name(variable)
     except SpoolError as exc:
         raise ConfigError(f"{path}: [site {name}]: {exc.message}", hint=exc.hint) from exc
+    for option in ("ssh_config", "solver_log"):
+        if values[option] is not None:
+            values[option] = path.resolve().parent / values[option]
     if values["mode"] == "ssh" and (not values["host"] or values["host"].startswith("-")):
         raise ConfigError(f"{path}: [site {name}] needs host", hint="a Host of ssh_config, or a host name")
     if values["mode"] == "ssh" and not values["base"].startswith("/"):

@@ -190,6 +190,7 @@ class Drops:
         staging = Staging(self._paths, name)
         if not staging.job.exists():
             try:
+                _check_foreign(self._paths.drop / name)
                 self._judge(name, self._paths.drop / name, config)
             except FileNotFoundError:
                 if not staging.folder.exists():
@@ -248,7 +249,7 @@ class Drops:
             return
         with _contents_to_blame():
             if _owners(source) == {os.geteuid()}:
-                os.rename(source, staging.job)
+                staging.move_in(source)
                 return
             staging.copy_in(source)
         staging.set_aside(source)
@@ -316,6 +317,16 @@ def _whole_json(path: Path) -> bytes:
     except InvalidRecord as exc:
         raise Unreadable(exc.message, hint=exc.hint) from exc
     return data
+
+
+def _check_foreign(folder: Path) -> None:
+    """Raise where the drop brings records or results of another job along: a copied job folder, say."""
+    ours = ("state.json", "history.jsonl", "attempts", *JobPaths.OF_AN_ATTEMPT)
+    found = [name for name in ours if os.path.lexists(folder / name)]
+    if found:
+        raise InvalidRecord(
+            f"the folder brings {', '.join(found)} along, which only the spool writes", hint="hand in job.json and in/ alone"
+        )
 
 
 def _check_listing(listing: Listing, named: set[str]) -> None:

@@ -212,21 +212,35 @@ def walk(
         on_denied("")
         return
     try:
-        waiting = [""]
-        while waiting:
-            path = waiting.pop()
-            fd = _descend(root, path, on_denied)
-            if fd is None:
-                continue
-            try:
-                entries = list(_entries(fd, path, on_denied))
-                yield Place(path, fd, entries)
-            finally:
-                os.close(fd)
-            found = (beneath(path, name) for name, info in entries if stat.S_ISDIR(info.st_mode))
-            waiting += [below for below in found if fits(below) and descend(below)]
+        yield from _places(root, descend, on_denied)
     finally:
         os.close(root)
+
+
+def _places(root: int, descend: Callable[[str], bool], on_denied: Callable[[str], object] | None) -> Iterator[Place]:
+    path, fd, waiting = "", os.dup(root), [""]
+    try:
+        while waiting:
+            below = waiting.pop()
+            # From the folder before where it is the parent: from the root each time, a deep tree takes quadratic time.
+            start, way = (fd, below[len(path) + 1 :]) if below.startswith(f"{path}/") else (root, below)
+            try:
+                opened = _open_below(start, way)
+            except PermissionError:
+                if on_denied is None:
+                    raise
+                on_denied(below)
+                continue
+            if opened is None:
+                continue
+            os.close(fd)
+            path, fd = below, opened
+            entries = list(_entries(fd, path, on_denied))
+            yield Place(path, fd, entries)
+            folders = (beneath(path, name) for name, info in entries if stat.S_ISDIR(info.st_mode))
+            waiting += [folder for folder in folders if fits(folder) and descend(folder)]
+    finally:
+        os.close(fd)
 
 
 def beneath(path: str, name: str) -> str:
@@ -234,17 +248,12 @@ def beneath(path: str, name: str) -> str:
     return f"{path}/{name}" if path else name
 
 
-def _descend(root: int, path: str, on_denied: Callable[[str], object] | None) -> int | None:
-    """Return a descriptor of the folder `path` below `root`, opened part by part; None where it is gone or left out."""
-    fd = os.dup(root)
-    for part in path.split("/") if path else ():
+def _open_below(start: int, way: str) -> int | None:
+    """Return a descriptor of the folder `way` below `start`, opened part by part; None where it is gone meanwhile."""
+    fd = os.dup(start)
+    for part in way.split("/") if way else ():
         try:
             below = os.open(part, _FOLDER_ONLY, dir_fd=fd)
-        except PermissionError:
-            if on_denied is None:
-                raise
-            on_denied(path)
-            return None
         except OSError as exc:
             if exc.errno in (errno.ENOENT, *_NO_FOLDER):
                 return None

@@ -33,16 +33,19 @@ _MAX_DIGESTS = 20000
 _ZEROS = bytes(COPY_BYTES)
 
 
+FileIdentity = tuple[int, ...]
+
+
 class Digests:
     """SHA-256 of what was appended so far, kept in memory so that a finished file need not be read again.
 
     A cache: what is not in it is computed from the disk. An entry holds for the very file it was made of (inode, size and
-    time of change), so bytes that another process has put there are never vouched for. Threads may share one.
+    time of modification), so bytes that another process has put there are never vouched for. Threads may share one.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, tuple[tuple[int, ...], hashlib._Hash]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[FileIdentity, hashlib._Hash]] = OrderedDict()
 
     def of(self, path: str, fd: int) -> hashlib._Hash | None:
         """Return a copy of the digest of all bytes of the open file, or None where it is not known."""
@@ -50,19 +53,20 @@ class Digests:
             return hashlib.sha256()
         with self._lock:
             seen, digest = self._known.get(path, ((), None))
-        return digest.copy() if digest is not None and seen == _identity(fd) else None
+        return digest.copy() if digest is not None and seen == identity_of(fd) else None
 
-    def keep(self, path: str, fd: int, digest: hashlib._Hash | None) -> None:
-        """Remember the digest of all bytes of the open file as it is now."""
+    def keep(self, path: str, file: FileIdentity, digest: hashlib._Hash | None) -> None:
+        """Remember the digest of all bytes of the file as `identity_of` saw it."""
         with self._lock:
             self._known.pop(path, None)
             if digest is not None:
-                self._known[path] = (_identity(fd), digest)
+                self._known[path] = (file, digest)
             if len(self._known) > _MAX_DIGESTS:
                 self._known.popitem(last=False)
 
 
-def _identity(fd: int) -> tuple[int, ...]:
+def identity_of(fd: int) -> FileIdentity:
+    """Return what tells this file and this content of it from others: device, inode, size, time of modification."""
     info = os.fstat(fd)
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
@@ -72,7 +76,7 @@ class _Aside:
     """One received member of a group, not placed yet."""
 
     name: str
-    fd: int
+    identity: FileIdentity
     digest: hashlib._Hash
 
 
@@ -128,7 +132,7 @@ class Incoming:
                 os.ftruncate(fd, here)
                 raise
             _write_offset(parent, last, here + length)
-            self._digests.keep(key, fd, whole)
+            self._digests.keep(key, identity_of(fd), whole)
             return here + length
 
     @contextlib.contextmanager
@@ -161,13 +165,10 @@ class Incoming:
             for name, stream, size in members:
                 check_names((name, *written))
                 written[name] = self._write_aside(stream, size)
-            for aside in written.values():
-                os.fsync(aside.fd)
             for name, aside in written.items():
                 self._place(name, aside)
         finally:
             for aside in written.values():
-                os.close(aside.fd)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._folder / aside.name)
         sync_folders(self.files)
@@ -179,18 +180,20 @@ class Incoming:
         digest = hashlib.sha256()
         try:
             _receive(fd, 0, stream, size, "", digest)
+            os.fsync(fd)
+            return _Aside(temp, identity_of(fd), digest)
         except BaseException:
-            os.close(fd)
             os.unlink(self._folder / temp)
             raise
-        return _Aside(temp, fd, digest)
+        finally:
+            os.close(fd)
 
     def _place(self, name: str, aside: _Aside) -> None:
         with contextlib.suppress(FileNotFoundError), parent_beneath(self._offsets, name) as (parent, last):
             os.unlink(last, dir_fd=parent)
         with parent_beneath(self.files, name, make=True) as (parent, last):
             os.rename(self._folder / aside.name, last, dst_dir_fd=parent)
-        self._digests.keep(f"{self._folder}\0{name}", aside.fd, aside.digest)
+        self._digests.keep(f"{self._folder}\0{name}", aside.identity, aside.digest)
 
     def move_folder(self, name: str, target: Path) -> None:
         """Move what arrived below `name` to the folder `target`, durably. Safe to repeat.

@@ -68,6 +68,12 @@ class Staging:
         except FileNotFoundError:
             return None
 
+    def move_in(self, source: Path) -> None:
+        """Make `source` itself `job/`."""
+        with contextlib.suppress(FileNotFoundError):  # of a copy that a crash cut off
+            os.unlink(self._owner)
+        os.rename(source, self.job)
+
     def copy_in(self, source: Path) -> None:
         """Make `job/` a copy of `source`. Safe to repeat."""
         self._remove_original()  # of another drop under this id, rejected before a crash

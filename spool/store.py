@@ -348,6 +348,8 @@ class Store:
         with self.locked(job_id) as state:
             if state.state not in FINAL:
                 raise Conflict(f"job {job_id} is {state.state} and has not ended", hint="cancel it first, or wait for its end")
+            if self.job(job_id).inputs and not state.inputs:
+                raise Conflict(f"job {job_id} was never enqueued: its inputs were not taken in", hint="submit it again")
             set_attempt_aside(self.paths.job(job_id), state.attempt)
             cleared = dict.fromkeys(("claimed_at", "started_at", "ended_at", "reason", "message"), "")
             cleared.update(cancel_requested_at="", cancel_requested_by="", expires_at="")

@@ -106,3 +106,11 @@ def _logs() -> Iterator[tuple[str, str]]:
     for one in process.started:
         if one.log.exists():
             yield one.name, one.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+
+
+@pytest.fixture(autouse=True)
+def _back_to_where_it_started() -> Iterator[None]:
+    """A test may change the current folder; the next one must not find itself in a folder that is gone."""
+    before = os.getcwd()
+    yield
+    os.chdir(before)

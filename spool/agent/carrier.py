@@ -67,6 +67,7 @@ class Carrier:
         self._sync_soon = sync_soon
         self._wanted = ""
         self._asked: Job | None = None
+        self._hiccups = 0
         self._kept: transfer.Sender | None = None
         self._news = threading.Event()
         self._leave = threading.Event()
@@ -130,11 +131,11 @@ class Carrier:
             except (StaleRun, Conflict):
                 raise
             except SpoolError as exc:
-                self._end_without_run(Reason.REFUSED_BY_SITE if isinstance(exc, Refused) else Reason.TRANSFER, exc)
+                self._end_without_results(Reason.REFUSED_BY_SITE if isinstance(exc, Refused) else Reason.TRANSFER, exc)
                 return
             if not self._permitted():
                 self._runner.cancel(self.local.paths.folder)  # takes the latch: it can never start
-                self._end_without_run(CANCELED, StaleRun("canceled before it started", hint=""))
+                self._end_without_results(CANCELED, StaleRun("canceled before it started", hint=""))
                 return
             self.local.advance(State.RUNNING, "may start")
         if self.local.state.state == State.RUNNING and not self._run_to_its_end():
@@ -142,23 +143,24 @@ class Carrier:
         try:
             self._again("return", self._return)
         except TransferFailed as exc:
-            self._end_without_run(Reason.TRANSFER, exc)
+            self._end_without_results(Reason.TRANSFER, exc)
 
     def _run_to_its_end(self) -> bool:
         """Run and measure; False where the job had to be ended in another way, and has been told of."""
         try:
-            status = self._again("run", self._run_and_watch, most=MOST_TRIES)
+            status = self._again("run", self._run_and_watch, most=1)
             self._again("measure", lambda: self._measure(status), most=MOST_TRIES)
             return True
         except Refused as exc:  # the policy changed between permission and start
             self._runner.cancel(self.local.paths.folder)
-            self._end_without_run(Reason.REFUSED_BY_SITE, exc)
+            self._end_without_results(Reason.REFUSED_BY_SITE, exc)
         except (StaleRun, Conflict):
             raise
         except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
             # The command, which can write to its folder, has made it unusable; it must not keep the slot for ever.
-            why = f"what the command left cannot be used: {exc}"
-            self._end_without_run(Reason.LOST, SpoolError(why, hint="look at the folder at the site"))
+            self._stop_command()
+            why = f"what the command left cannot be used, and it was stopped where it still ran: {_said(exc)}"
+            self._end_without_results(Reason.LOST, SpoolError(why, hint="look at the folder at the site"))
         return False
 
     def _fetch(self) -> None:
@@ -207,8 +209,8 @@ class Carrier:
         exit_file = self.local.paths.run / "exit"
         while True:
             if exit_file.exists() or time.monotonic() >= next_status:
-                status = self._status()
-                if status.is_over:
+                status = self._ask_runner()
+                if status is not None and status.is_over:
                     return status
                 next_status = time.monotonic() + STATUS_EVERY_S
             if self._wanted in ("cancel", "forget"):
@@ -219,6 +221,20 @@ class Carrier:
             self.waits_for_command.set()
             self._pause(look_s)
             look_s = min(LAST_LOOK_S, look_s * 1.3)
+
+    def _ask_runner(self) -> RunStatus | None:
+        """Return where the run stands, or None where the runner could not tell; raise only after several such in a row."""
+        try:
+            status = self._status()
+        except (OSError, ValueError, subprocess.CalledProcessError) as exc:
+            self._hiccups += 1
+            log.warning("runner_failed", job=self.local.state.id, times=self._hiccups, why=_said(exc))
+            if self._hiccups >= MOST_TRIES and not _may_pass(exc):
+                raise
+            self._pause(retry_delay_s(self._hiccups))
+            return None
+        self._hiccups = 0
+        return status
 
     def _status(self) -> RunStatus:
         folder = self.local.paths.folder
@@ -281,6 +297,7 @@ class Carrier:
                 answer = self._client.finish(result)
                 break
             except DigestMismatch as exc:
+                self._sender().forget_sent()
                 log.warning("sent_again", job=result.id, run=result.run_id, why=exc)
                 if tries == SEND_TRIES - 1:
                     raise TransferFailed(f"the results did not verify: {exc.message}", hint="look at work/ at the site") from exc
@@ -299,8 +316,8 @@ class Carrier:
         except OSError as exc:  # the folder is gone or spoiled; at MInt the job has ended
             log.error("local_end_not_written", job=self.local.state.id, to=target, why=exc)
 
-    def _end_without_run(self, reason: str, why: SpoolError) -> None:
-        log.warning("not_run", job=self.local.state.id, reason=reason, why=why.message)
+    def _end_without_results(self, reason: str, why: SpoolError) -> None:
+        log.warning("no_results", job=self.local.state.id, reason=reason, why=why.message)
         result = no_run(self.local.state, str(reason), why.message)
         self._again("report", lambda: self._close_unrun(result))
 
@@ -325,13 +342,13 @@ class Carrier:
         while True:
             try:
                 return step()
-            except (SpoolError, OSError, subprocess.CalledProcessError) as exc:
+            except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
                 if isinstance(exc, SpoolError) and not self._passing(exc):
                     raise
                 if most and tries + 1 >= most and not _may_pass(exc):
                     raise
                 delay_s = retry_delay_s(tries, exc if isinstance(exc, SpoolError) else None)
-                log.warning("tried_again", job=self.local.state.id, step=name, in_s=f"{delay_s:.1f}", why=exc)
+                log.warning("tried_again", job=self.local.state.id, step=name, in_s=f"{delay_s:.1f}", why=_said(exc))
                 tries += 1
                 self._pause(delay_s)
                 if self._wanted == "forget" and name not in ("run", "return"):
@@ -350,6 +367,13 @@ class Carrier:
         self._news.clear()
         if self._leave.is_set():
             raise Left
+
+
+def _said(exc: Exception) -> str:
+    """Return what went wrong in words: the runner's own line where it was the runner."""
+    if isinstance(exc, subprocess.CalledProcessError) and exc.stderr:
+        return str(exc.stderr).strip()[-400:]
+    return str(exc)
 
 
 def _may_pass(exc: Exception) -> bool:

@@ -27,7 +27,7 @@ CONNECT_S = 15.0
 READ_S = 120.0
 GOODBYE_S = 5.0
 RETRY_CAP_S = 300.0
-MAX_RETRY_AFTER_S = 3600.0
+MAX_RETRY_AFTER_S = 3600
 BLOCK_BYTES = 1 << 18
 BLOCK_AFTER_CUT_BYTES = 1 << 14  # a cut costs at most one block: small ones from the first cut on
 
@@ -231,7 +231,7 @@ def _error(answer: requests.Response) -> SpoolError:
     else:
         error = _of_problem(answer, status)
     if retry_after.isascii() and retry_after.isdigit():
-        error.retry_after_s = int(retry_after)  # type: ignore[attr-defined]
+        error.retry_after_s = max(1, min(MAX_RETRY_AFTER_S, int(retry_after[:9])))  # type: ignore[attr-defined]
     return error
 
 

@@ -115,13 +115,22 @@ def find_config(given: Path | None, program: Path) -> Path:
     """Return the ini to read; `ConfigError` naming `init` where there is none."""
     if given is not None:
         return given.absolute()
-    found = [path for path in candidates(program) if path.exists()]
+    found = [path for path in candidates(program) if path.exists() and not _says_nothing(path)]
     if not found:
         raise ConfigError(
             "there is no agent.ini, so nothing may run here",
             hint=f"write one with: spool_agent.py init (looked for: {', '.join(map(str, candidates(program)))})",
         )
     return found[0]
+
+
+def _says_nothing(path: Path) -> bool:
+    """True for a file of nothing but comments and headings, such as the sample in a checkout: it is nobody's law."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError):
+        return False
+    return all(not line.strip() or line.lstrip().startswith(("#", ";", "[")) for line in lines)
 
 
 def read_config(path: Path) -> AgentConfig:

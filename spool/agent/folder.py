@@ -124,6 +124,8 @@ class LocalJob:
             while self.paths.attempt(number).exists():
                 number += 1_000_000  # the same attempt again, with another run_id: a restore or a give-back
             set_attempt_aside(self.paths, number)
+            with contextlib.suppress(FileNotFoundError):  # the former command may have written to them
+                os.rename(self.paths.inputs, self.paths.attempt(number) / "in")
             self.paths.job.unlink(missing_ok=True)
         entry = HistoryEntry(state.revision, utc_now(), "", "claimed", "agent", state.attempt, state.run_id, "taken up")
         self._write(replace(state, state=State.CLAIMED, extra={}, cancel_requested_at="").with_entry(entry))

@@ -19,10 +19,12 @@ from spool.agent.folder import Base, LocalJob
 from spool.errors import SpoolError, Unreachable
 from spool.files import free_bytes
 from spool.names import is_id
+from spool.results import no_run
 from spool.runner import LocalRunner
-from spool.states import FINAL, State
+from spool.states import FINAL, Reason, State
 
 LOOK_S = 0.02
+TAKE_TRIES = 4
 
 
 class Agent:
@@ -38,6 +40,7 @@ class Agent:
         self._lock = threading.Lock()
         self._telling = threading.Lock()
         self._carriers: dict[str, Carrier] = {}
+        self._refused: dict[str, int] = {}
         self._news = threading.Event()
         self._closing = False
         self.closed_to_new = False
@@ -87,8 +90,9 @@ class Agent:
             carriers = tuple(self._carriers.values())
         for carrier in carriers:
             carrier.leave()
+        deadline = time.monotonic() + timeout_s
         for carrier in carriers:
-            carrier.join(timeout_s)
+            carrier.join(max(0.0, deadline - time.monotonic()))
 
     # Syncs
 
@@ -120,7 +124,7 @@ class Agent:
             "version": __version__,
             "room": room,
             "wait_s": wait_s,
-            "leaving": leaving,
+            "leaving": leaving or self.stopping,
             "jobs": reports,
         }
 
@@ -163,10 +167,23 @@ class Agent:
             local.begin(state)
         except (SpoolError, OSError) as exc:
             log.warning("not_taken_up", job=job_id, run=run_id, why=exc)
+            self._give_up_taking(job_id, run_id, exc)
             return False
+        self._refused.pop(run_id, None)
         log.info("claimed", job=job_id, run=run_id, attempt=state.attempt, command=state.command, user=state.user)
         self._carry(local)
         return True
+
+    def _give_up_taking(self, job_id: str, run_id: str, why: Exception) -> None:
+        """Tell the server of a job that cannot be taken up here, after some tries, so that it does not hold a slot for ever."""
+        self._refused[run_id] = self._refused.get(run_id, 0) + 1
+        if self._refused[run_id] < TAKE_TRIES or isinstance(why, Unreachable):
+            return
+        try:
+            message = f"the agent cannot take this job up: {why}"
+            self._client.finish(no_run(self._client.state(job_id), Reason.TRANSFER.value, message))
+        except (SpoolError, OSError) as exc:
+            log.warning("refusal_not_told", job=job_id, run=run_id, why=exc)
 
     def _run_herald(self) -> None:
         """Send a short sync whenever a job has news."""
@@ -179,6 +196,8 @@ class Agent:
                 self.sync(0, fresh_room=False)
             except (SpoolError, OSError) as exc:
                 log.debug("news_not_told", why=exc)  # the loop's next sync tells it
+            except Exception:  # noqa: BLE001 - outermost frame of the thread: a defect, but the next news is told
+                log.error("news_not_told", trace=True)
 
     def close(self) -> None:
         """Stop the herald."""

@@ -5,13 +5,14 @@ What leaves is a copy in `out/` that nobody else writes to; what stays is said t
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 from spool.agent.config import AgentConfig
 from spool.errors import Busy, InvalidName, Refused
 from spool.files import copy_file, open_beneath, parent_beneath, remove_tree, sync_tree
-from spool.manifest import hash_files, list_files, match_outputs, matches
+from spool.manifest import HASH_BYTES, hash_files, list_files, match_outputs, matches
 from spool.paths import JobPaths
 from spool.records import FileEntry, Job
 from spool.results import Outputs
@@ -53,7 +54,19 @@ def logs(config: AgentConfig, paths: JobPaths) -> tuple[FileEntry, ...]:
         return ()
     here = [name for name in LOG_NAMES if (paths.log / name).is_file() and not (paths.log / name).is_symlink()]
     _check_caps(config, [(paths.log / name).stat().st_size for name in here])
-    return tuple(FileEntry(f"log/{item.path}", item.size, item.sha256) for item in hash_files(paths.log, here))
+    return tuple(_log_entry(paths, name) for name in here)
+
+
+def _log_entry(paths: JobPaths, name: str) -> FileEntry:
+    """Return the entry of a log as long as it is now: whoever still writes to it only adds behind that."""
+    fd = open_beneath(paths.log, name, os.O_RDONLY)
+    with os.fdopen(fd, "rb") as file:
+        left = size = os.fstat(fd).st_size
+        digest = hashlib.sha256()
+        while left and (block := file.read(min(left, HASH_BYTES))):
+            digest.update(block)
+            left -= len(block)
+    return FileEntry(f"log/{name}", size - left, digest.hexdigest())
 
 
 def _asked_and_allowed(config: AgentConfig, job: Job, odd: str) -> bool:

@@ -38,7 +38,7 @@ def init(args: Arguments, program: Path) -> int:
 
 
 def check(args: Arguments, program: Path) -> int:
-    """Print a line a finding: `ok`, `warning` or `problem` with what to do. Exit code 0 where nothing stands in the way, else 1."""
+    """One line a finding: `ok`, `warning` or `problem` with what to do. Exit code 0 where nothing stands in the way, else 1."""
     config = configure(args, program)
     problems = 0
     for what, why in _findings(config, args):

@@ -23,6 +23,7 @@ from spool.records import FileEntry
 
 SMALL_BYTES = 1 << 20
 TAR_BYTES = 8 << 20
+TAR_FILES = 256
 MANY = 4
 MIN_CHUNK_BYTES = 1 << 20
 _ZEROS = bytes(1 << 18)
@@ -36,7 +37,8 @@ def fetch_inputs(client: Client, job_id: str, paths: JobPaths, inputs: Sequence[
     left = [entry for entry in sorted(inputs, key=lambda item: item.path) if not _here(paths.inputs, entry)]
     small = {entry.path: entry for entry in left if entry.size <= SMALL_BYTES}
     if len(small) > MANY:
-        _fetch_tar(client, job_id, paths.inputs, part, small)
+        before = [entry.path for entry in inputs if entry.path < min(small)]  # these are here, or large
+        _fetch_tar(client, job_id, paths.inputs, part, small, after=max(before, default=""))
         left = [entry for entry in left if not _here(paths.inputs, entry)]
     for entry in left:
         _fetch_one(client, job_id, paths.inputs, part, entry)
@@ -56,8 +58,8 @@ def _here(folder: Path, entry: FileEntry) -> bool:
         os.close(fd)
 
 
-def _fetch_tar(client: Client, job_id: str, target: Path, part: Path, wanted: dict[str, FileEntry]) -> None:
-    with client.download_tar(job_id, "", SMALL_BYTES) as stream:
+def _fetch_tar(client: Client, job_id: str, target: Path, part: Path, wanted: dict[str, FileEntry], *, after: str) -> None:
+    with client.download_tar(job_id, after, SMALL_BYTES) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive:
                 for member in archive:
@@ -151,21 +153,25 @@ class Sender:
         self._run_id = run_id
         self._paths = paths
         self._chunk_bytes = chunk_bytes
+        self._sent: set[str] = set()
+
+    def forget_sent(self) -> None:
+        """Take nothing for sent any more: the server found something wrong."""
+        self._sent.clear()
 
     def send(self, files: Sequence[FileEntry]) -> None:
         """Send every file of the manifest. Safe to repeat: what the server has is not sent again."""
         small = [entry for entry in files if entry.size <= SMALL_BYTES and entry.path.startswith("out/")]
         if len(small) <= MANY:
             small = []
-        done: set[str] = set()
         try:
-            for group in _groups(small):
+            for group in _groups([entry for entry in small if entry.path not in self._sent], min(TAR_BYTES, self._chunk_bytes)):
                 self._client.upload_tar(self._job_id, self._run_id, self._tar(group))
-                done.update(entry.path for entry in group)
+                self._sent.update(entry.path for entry in group)
         except TooLarge as exc:
             log.info("no_tar", job=self._job_id, why=exc)
         for entry in files:
-            if entry.path not in done:
+            if entry.path not in self._sent:
                 self.send_file(entry.path, entry.size)
 
     def send_file(self, name: str, size: int) -> None:
@@ -204,11 +210,11 @@ class Sender:
         return buffer.getvalue()
 
 
-def _groups(entries: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
+def _groups(entries: Sequence[FileEntry], limit: int) -> Iterator[list[FileEntry]]:
     group: list[FileEntry] = []
     total = 0
     for entry in entries:
-        if group and total + entry.size > TAR_BYTES:
+        if group and (total + entry.size > limit or len(group) >= TAR_FILES):
             yield group
             group, total = [], 0
         group.append(entry)

@@ -24,8 +24,8 @@ def argv_of(job: Job, site: Site) -> list[str]:
 
 
 def env_of(job: Job, site: Site, state: JobState) -> dict[str, str]:
-    """Return the variables that the site's `env_allow` permits, and the job's id and attempt."""
+    """Return the variables that the site's `env_allow` permits, and the job's id and command, as in WebAPI mode."""
     allowed = {name: text for name, text in job.env.items() if "*" in site.env_allow or name in site.env_allow}
     if refused := sorted(set(job.env) - set(allowed)):
         log.warning("env_not_passed", job=state.id, names=" ".join(refused), hint=f"[site {site.name}] env_allow")
-    return {**allowed, "MINT_SPOOL_JOB_ID": state.id, "MINT_SPOOL_ATTEMPT": str(state.attempt)}
+    return {**allowed, "MINT_SPOOL_JOB": state.id, "MINT_SPOOL_COMMAND": job.command}

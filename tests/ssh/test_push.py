@@ -52,7 +52,7 @@ def test_the_sites_program_gets_the_command_first(make_push: MakePush, sshd: Ssh
 printf "[%s]" "$@"
 echo made >made.txt
 rm -f secret
-printf %s "$OK-$NO-$MINT_SPOOL_JOB_ID" >env.txt
+printf %s "$OK-$NO-$MINT_SPOOL_JOB" >env.txt
 """
     )
     program.chmod(0o755)

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,10 +38,17 @@ NOBODY = 65534
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = new_store(tmp_path / "spool")
-    yield made
-    subprocess.run(["rm", "-rf", made.paths.root], check=True)  # very deep trees
+def tmp_path() -> Iterator[Path]:
+    """A folder that other uids may enter: those of pytest are closed, again by each run that starts beside this one."""
+    folder = Path(tempfile.mkdtemp(prefix="mint-drops-"))
+    folder.chmod(0o755)
+    yield folder
+    subprocess.run(["rm", "-rf", folder], check=True)  # shutil.rmtree recurses, and trees here are very deep
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return new_store(tmp_path / "spool")
 
 
 @pytest.fixture
@@ -528,11 +536,7 @@ drops.close()
 
 
 def as_another(store: Store, uid: int, ini: Path, for_s: float = 3) -> int:
-    opened = store.paths.root
-    while opened != opened.parent:
-        if opened.stat().st_uid == 0 and opened != store.paths.root:
-            opened.chmod(opened.stat().st_mode | 0o055)
-        opened = opened.parent
+    """Scan as `uid` for `for_s`; the exit code."""
     ini.chmod(0o644)
     argv = [sys.executable, "-c", AS_ANOTHER, str(REPO), str(store.paths.root), str(uid), str(ini), str(for_s)]
     return subprocess.run(argv, check=False, timeout=30, stderr=subprocess.DEVNULL).returncode
@@ -751,3 +755,15 @@ def test_everything_is_synced_before_it_is_published(
     assert store.paths.jobs.stat().st_ino in synced
     assert threading.active_count() < 50
     remove_tree(folder)
+
+
+FOREIGN = ("state.json", "history.jsonl", "result.json", "out", "log", "run", "work", "incoming", "attempts")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_records_and_results_of_another_job_are_not_taken_along(store: Store, settings: SpoolConfig, name: str) -> None:
+    """`cp -a` of a job's folder is the natural way to run it again; its old results must not become the new ones."""
+    job = drop(store)
+    (store.paths.drop / job / name).mkdir()
+    assert until_judged(store, settings, job) == "rejected"
+    assert name in rejected(store, job)["message"]

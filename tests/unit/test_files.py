@@ -456,17 +456,15 @@ def test_a_walk_of_what_is_no_folder(tmp_path: Path, kind: str) -> None:
 def test_what_may_not_be_read_is_told(tmp_path: Path) -> None:
     inside = _tree(tmp_path)
     (inside / "real" / "deep").chmod(0)
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o001 and folder.stat().st_uid == 0:
-            folder.chmod(folder.stat().st_mode | 0o011)
 
     def look() -> None:
+        os.chdir(inside)  # pytest closes the folders above to others
         os.setuid(65534)
         with pytest.raises(PermissionError):
-            list(files.walk(inside))
+            list(files.walk(Path()))
         denied: list[str] = []
-        assert [place.path for place in files.walk(inside, on_denied=denied.append)] == ["", "real"]
+        assert [place.path for place in files.walk(Path(), on_denied=denied.append)] == ["", "real"]
         assert denied == ["real/deep"]
-        assert "real/deep: may not be read" in list_files(inside).odd
+        assert "real/deep: may not be read" in list_files(Path()).odd
 
     assert in_child(look, deadline_s=5) == 0
