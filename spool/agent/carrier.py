@@ -43,6 +43,7 @@ STATUS_EVERY_S = 10.0
 LOG_EVERY_S = 2.0
 SEND_TRIES = 4
 MOST_TRIES = 4
+RUNNER_PAUSE_S = 2.0
 _SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ class Carrier:
         self._wanted = ""
         self._asked: Job | None = None
         self._hiccups = 0
+        self._launched = False
         self._kept: transfer.Sender | None = None
         self._news = threading.Event()
         self._leave = threading.Event()
@@ -231,7 +233,7 @@ class Carrier:
             log.warning("runner_failed", job=self.local.state.id, times=self._hiccups, why=_said(exc))
             if self._hiccups >= MOST_TRIES and not _may_pass(exc):
                 raise
-            self._pause(retry_delay_s(self._hiccups))
+            self._pause(RUNNER_PAUSE_S * self._hiccups)
             return None
         self._hiccups = 0
         return status
@@ -239,11 +241,12 @@ class Carrier:
     def _status(self) -> RunStatus:
         folder = self.local.paths.folder
         status = self._runner.status(folder)
-        if status.word == "new":  # the runner's latch is not taken: provably not started, here or before a restart
+        if status.word == "new" and not self._launched:  # the runner's latch is not taken: provably not started, here or before a restart
             order = policy.allow(self._config, self._job(), self.local.state, self.local.paths.work)
             status = self._runner.start(folder, order.site_env)
             log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
-        if status.word == "absent":
+            self._launched = True
+        if status.word in ("absent", "new"):  # "new" after a start: the command has removed run/, and with it what is known
             return RunStatus("lost", why="vanished")
         return status
 

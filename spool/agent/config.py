@@ -115,7 +115,8 @@ def find_config(given: Path | None, program: Path) -> Path:
     """Return the ini to read; `ConfigError` naming `init` where there is none."""
     if given is not None:
         return given.absolute()
-    found = [path for path in candidates(program) if path.exists() and not _says_nothing(path)]
+    sample, *own = candidates(program)
+    found = [path for path in (sample, *own) if path.exists() and not (path == sample and _says_nothing(path))]
     if not found:
         raise ConfigError(
             "there is no agent.ini, so nothing may run here",

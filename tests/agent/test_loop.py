@@ -283,7 +283,7 @@ def test_a_command_that_meddles_with_its_folder_jams_nothing(company: Company, s
 @pytest.mark.slow
 def test_a_folder_that_cannot_be_taken_up_is_no_trap(company: Company) -> None:
     """A file stands where the job's folder would be: the next job runs, and the agent does not turn hot."""
-    company.start(slots=2)
+    company.start(slots=1)
     bad = company.sh("true")
     company.completed(bad)
     assert company.agent
@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_taken_up_is_no_trap(company: Company) -> None:
     bad = company.sh("true")
     company.is_at(bad, "queued")
     company.local(bad).write_text("in the way")
-    company.start(slots=2)
+    company.start(slots=1, poll_s="0.2")
     assert company.completed(company.sh("true")) == {}
 
 

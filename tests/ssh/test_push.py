@@ -36,7 +36,7 @@ def test_a_job_end_to_end(push: Pushed) -> None:
     }  # fmt: skip
     history = lines(push.rig.job(job_id) / "history.jsonl")
     assert [json.loads(line)["to"] for line in history] == ["queued", "claimed", "running", "returning", "completed"]
-    assert not (push.rig.job(job_id) / "incoming").exists()
+    wait_until(lambda: not (push.rig.job(job_id) / "incoming").exists(), 5, "what was on its way is cleared away")
     assert stat.S_IMODE(push.there(job_id).stat().st_mode) == 0o700
     wait_until((push.there(job_id) / "delivered").exists, 5, "the folder at the site is marked")
     assert sorted(path.name for path in push.there(job_id).iterdir()) == [
