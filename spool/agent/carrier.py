@@ -246,7 +246,7 @@ class Carrier:
             status = self._runner.start(folder, order.site_env)
             log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
             self._launched = True
-        if status.word in ("absent", "new"):  # "new" after a start: the command has removed run/, and with it what is known
+        if status.word in ("absent", "new"):  # "new" after a start: the command has removed run/ and what is known there
             return RunStatus("lost", why="vanished")
         return status
 

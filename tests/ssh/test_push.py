@@ -34,8 +34,8 @@ def test_a_job_end_to_end(push: Pushed) -> None:
     assert {entry["path"] for entry in result["files"]} == {
         "out/結果 1.dat", "out/sub_empty", "out/d/y.frd", "log/stdout.txt", "log/stderr.txt", "log/runner.log",
     }  # fmt: skip
-    history = lines(push.rig.job(job_id) / "history.jsonl")
-    assert [json.loads(line)["to"] for line in history] == ["queued", "claimed", "running", "returning", "completed"]
+    path, wanted = push.rig.job(job_id) / "history.jsonl", ["queued", "claimed", "running", "returning", "completed"]
+    wait_until(lambda: [json.loads(line)["to"] for line in lines(path)] == wanted, 5, f"the history is {wanted}")
     wait_until(lambda: not (push.rig.job(job_id) / "incoming").exists(), 5, "what was on its way is cleared away")
     assert stat.S_IMODE(push.there(job_id).stat().st_mode) == 0o700
     wait_until((push.there(job_id) / "delivered").exists, 5, "the folder at the site is marked")
