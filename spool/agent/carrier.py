@@ -241,7 +241,7 @@ class Carrier:
     def _status(self) -> RunStatus:
         folder = self.local.paths.folder
         status = self._runner.status(folder)
-        if status.word == "new" and not self._launched:  # the runner's latch is not taken: provably not started, here or before a restart
+        if status.word == "new" and not self._launched:  # the latch is not taken: provably not started
             order = policy.allow(self._config, self._job(), self.local.state, self.local.paths.work)
             status = self._runner.start(folder, order.site_env)
             log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
