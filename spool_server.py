@@ -27,8 +27,9 @@ from bottle import Bottle
 from spool import __version__, log
 from spool.addresses import is_loopback
 from spool.config import LiveConfig, find_config
-from spool.creation import SPOOL_UMASK, link_config
-from spool.errors import ConfigError, SpoolError, from_os_error
+from spool.creation import SPOOL_UMASK
+from spool.errors import ConfigError, SpoolError
+from spool.opening import open_store
 from spool.server.app import build
 from spool.server.sync import Contacts
 from spool.server.upkeep import Upkeep
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     _tame_malloc()
     _raise_file_limit()
     try:
-        config, store = _open(args)
+        config = LiveConfig(find_config(args.config, args.spool))
+        store = open_store(args.spool, config, "spool_server.py")
         listening = _listen(args.listen or config.get().server["listen"], config.get().server["allow_http"])
     except SpoolError as exc:
         print(f"spool_server.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
@@ -65,21 +67,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--listen", metavar="HOST:PORT", help="where to listen (default: 127.0.0.1:8082)")
     parser.add_argument("--version", action="version", version=f"mint-spool {__version__}")
     return parser.parse_args(argv)
-
-
-def _open(args: argparse.Namespace) -> tuple[LiveConfig, Store]:
-    config = LiveConfig(find_config(args.config, args.spool))
-    root = args.spool or config.get().server["spool"]
-    if root is None:
-        raise ConfigError("no spool was named", hint="give --spool DIR, or [server] spool in the ini file")
-    try:
-        store = Store.open(root, create=True)
-        warning = link_config(store.paths, config.path) if config.path else ""
-    except OSError as exc:
-        raise from_os_error(exc, f"opening the spool {root}") from exc
-    if warning:
-        print(f"spool_server.py: {warning}", file=sys.stderr)
-    return config, store
 
 
 def _listen(text: str, allow_http: bool) -> socket.socket:

@@ -29,6 +29,7 @@ from spool.errors import Busy, ConfigError, Conflict, DigestMismatch, NotFound, 
 from spool.files import sync_tree
 from spool.manifest import hash_files
 from spool.names import is_id
+from spool.opening import open_store
 from spool.records import FileEntry, JobState
 from spool.results import Outputs, accept, judge
 from spool.runner import RunStatus, write_run
@@ -36,7 +37,7 @@ from spool.ssh import authorize, check, solver_log, transfer
 from spool.ssh.chosen import ChosenQueue
 from spool.ssh.command import argv_of, env_of
 from spool.ssh.connection import Connections, Stopped
-from spool.ssh.opening import open_store, the_only_push
+from spool.ssh.only import the_only_push
 from spool.ssh.patience import Patience
 from spool.ssh.site import FolderGone
 from spool.ssh.trip import AGENT, NoLongerOurs, Trip, forget
@@ -325,7 +326,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.words[:1] in (["authorize"], ["check"]):
             return ask(args, config.get())
         solver_log.check_formats(config.get())
-        with the_only_push(open_store(args.spool, config)) as store:
+        with the_only_push(open_store(args.spool, config, "ssh_push.py")) as store:
             log.setup(config.get().server["log"])
             return serve(Push(store, config, args.words, args.once))
     except SpoolError as exc:
