@@ -134,6 +134,8 @@ class Client:
             try:
                 yield answer
             except (requests.RequestException, OSError) as exc:
+                if errors.is_no_space(exc):  # this side's disk, met while the answer was stored
+                    raise
                 raise Unreachable(f"the line to {self._url} was cut: {_short(exc)}", hint="it is tried again") from exc
 
     def _json(self, method: str, path: str, *, read_s: float = READ_S, data: bytes | None = None) -> dict[str, Any]:
