@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,26 @@ def test_logs_leave_when_allowed(paths: JobPaths) -> None:
     (paths.log / "runner.log").write_text("inner")
     found = release.logs(rules(paths, logs="return"), paths)
     assert [entry.path for entry in found] == ["log/stdout.txt"]
+
+
+def test_a_log_that_is_still_written_to_is_taken_as_it_is(paths: JobPaths) -> None:
+    """A process that the command left behind goes on writing while the log is hashed: what was there before counts."""
+    paths.stdout.write_bytes(b"")
+    os.truncate(paths.stdout, 64 * 1024 * 1024)  # long enough to hash that something is added meanwhile
+    paths.stderr.write_bytes(b"")
+    over = threading.Event()
+
+    def write() -> None:
+        with paths.stdout.open("ab", buffering=0) as file:
+            while not over.is_set():
+                file.write(b"more\n")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        entry = next(item for item in release.logs(rules(paths, logs="return"), paths) if item.path == "log/stdout.txt")
+    finally:
+        over.set()
+        writer.join()
+    assert paths.stdout.stat().st_size > entry.size >= 64 * 1024 * 1024
+    assert entry.sha256 == hashlib.sha256(paths.stdout.read_bytes()[: entry.size]).hexdigest()

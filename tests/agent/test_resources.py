@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,3 +49,20 @@ def test_with_too_little_room_no_job_is_taken(company: Company, small_disk: Path
     assert company.rig.state(job)["state"] == "queued"
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     assert company.completed(job, 60) == {}
+
+
+@pytest.mark.slow
+def test_many_small_outputs_need_few_descriptors(company: Company) -> None:
+    resource.prlimit(company.rig.pid_of("spool_server.py"), resource.RLIMIT_NOFILE, (256, 256))
+    company.start()
+    job = company.sh("i=0; while [ $i -lt 1500 ]; do : > $i.dat; i=$((i+1)); done", outputs=("*.dat",))
+    assert len(company.completed(job, 100)) == 1500
+
+
+def test_ctrl_c_where_the_terminal_cannot_show_japanese(company: Company) -> None:
+    company.start(env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert company.agent
+    wait_until(lambda: company.agent is not None and "event=started_agent" in company.agent.output(), 20, "the agent runs")
+    company.interrupt()
+    assert company.agent.wait(20) == 0, company.agent.output()
+    assert "Ctrl + C" in company.agent.output()

@@ -156,6 +156,10 @@ class Rig:
         self._processes.append(process)
         return process
 
+    def pid_of(self, program: str) -> int:
+        """The process id of the running program of that file name, the latest where there are several."""
+        return next(one.pid for one in reversed(self._processes) if program in str(one.popen.args) and one.running)
+
     # ---- what a test asks and does
 
     def health(self) -> int | None:
