@@ -116,6 +116,11 @@ class Contacts:
         self._write(request)
         return request.order >= newest
 
+    def overtaken(self, key: AgentKey, order: tuple[int, int]) -> bool:
+        """True where a newer sync of this agent has been noted."""
+        with self._lock:
+            return self._seen.get(key, (0.0, order))[1] > order
+
     def silent_s(self, key: AgentKey) -> float:
         """Return for how many observed seconds the agent was not heard of (since this server's start, if never)."""
         with self._lock:
@@ -197,7 +202,9 @@ class Sync:
         deadline = time.monotonic() + request.wait_s
         while not _worth_telling(request, jobs):
             left = deadline - time.monotonic()
-            if left <= 0 or waiter.superseded:
+            # A newer sync may have come before this one was registered, and found nobody to end.
+            if left <= 0 or waiter.superseded or self._contacts.overtaken(waiter.agent, request.order):
+                waiter.superseded = left > 0
                 break
             # What came between the first look and the registration, or in the tick of a look, is found by looking again.
             jobs = [self._tell(asker, request, held) for held in request.jobs] + self._claim(asker, request, 0)
