@@ -164,9 +164,13 @@ class Stage:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for pid in _working_below(self.top):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        _kill_below(self.top)
+
+
+def _kill_below(top: Path) -> None:
+    for pid in _working_below(top):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _user_name() -> str:
@@ -557,6 +561,16 @@ def main() -> int:
         clean_up(stage, top, options, tell)
 
 
+def _remove(top: Path) -> None:
+    """Remove the demo's folder; a job that was just starting may still have brought forth a process that writes there."""
+    deadline = time.monotonic() + 15
+    while top.exists() and time.monotonic() < deadline:
+        _kill_below(top)
+        shutil.rmtree(top, ignore_errors=True)
+        if top.exists():
+            time.sleep(0.1)
+
+
 def _stop(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
@@ -570,7 +584,7 @@ def clean_up(stage: Stage | None, top: Path, options: argparse.Namespace, tell: 
     if options.keep:
         tell.head(f"Kept: {top}", f"残したフォルダ: {top}")
     else:
-        shutil.rmtree(top, ignore_errors=True)
+        _remove(top)
     if options.remove:
         shutil.rmtree(options.remove, ignore_errors=True)
 
