@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from spool.options import Option, Section
 from spool.sample import render
 
 MIB = 1024 * 1024
+SETTLING_S = 0.1  # a file that has changed is read when it has not changed again for this long
+SETTLING_TRIES = 10
 
 SERVER = Section(
     "server",
@@ -197,7 +200,8 @@ class LiveConfig:
     """spool.ini, read again whenever the file changes. Threads may share one.
 
     A file that has become wrong or unreadable leaves the last good values in force; `problem` then says why, so that a slip
-    of an editor does not stop what runs.
+    of an editor does not stop what runs. A file that is just being written is waited for, at most a second: half of an ini
+    is often a valid one, with no sites in it, and their drops would be rejected.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -214,15 +218,24 @@ class LiveConfig:
 
     def get(self) -> SpoolConfig:
         """Return the configuration as the file stands."""
-        seen = _signature(self._path)
         with self._lock:
-            if self._path is not None and seen != self._seen:
-                self._seen = seen
+            if self._path is not None and _signature(self._path) != self._seen:
+                self._seen = self._settled()
                 try:
                     self._config, self.problem = read_config(self._path), ""
                 except ConfigError as exc:
                     self.problem = f"{exc.message} ({exc.hint})"
             return self._config
+
+    def _settled(self) -> tuple[int, int, int] | None:
+        """Return the signature once nothing has changed for a tenth of a second."""
+        seen = _signature(self._path)
+        for _ in range(SETTLING_TRIES):
+            time.sleep(SETTLING_S)
+            before, seen = seen, _signature(self._path)
+            if seen == before:
+                break
+        return seen
 
 
 def _signature(path: Path | None) -> tuple[int, int, int] | None:

@@ -142,3 +142,43 @@ def test_kept_folder_is_named(demo: Demo) -> None:
     assert len(list((kept / "mint" / "spool" / "jobs").iterdir())) == 1
     shutil.rmtree(kept)
     assert demo.left_over() == []
+
+
+WITHOUT_VENV = """
+folder=$(python3 -c 'import ensurepip, os; print(os.path.dirname(ensurepip.__file__))') && mount --bind "$1" "$folder" || exit 99
+shift
+exec "$@"
+"""  # Debian's python3 as it comes: the part of venv that python3-venv brings is not there
+
+
+@pytest.mark.parametrize("language", ["C.UTF-8", "ja_JP.UTF-8"])
+def test_where_venv_is_missing_the_command_is_told(demo: Demo, tmp_path: Path, language: str) -> None:
+    code, said = without_venv(demo, tmp_path, "--no-install", language=language)
+    assert code == 1, said
+    assert "apt-get update && apt-get install -y --no-install-recommends python3-venv" in said
+    assert ("root で次を実行" in said) == language.startswith("ja")
+    assert "Traceback" not in said
+    assert demo.left_over() == []
+
+
+def test_where_venv_is_missing_root_installs_it(demo: Demo, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    apt_get = tmp_path / "bin" / "apt-get"
+    apt_get.parent.mkdir()
+    apt_get.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n')
+    apt_get.chmod(0o755)
+    code, said = without_venv(demo, tmp_path, PATH=f"{apt_get.parent}:{os.environ['PATH']}")
+    assert "install -y --no-install-recommends python3-venv" in asked.read_text()
+    assert code == 1, said
+    assert "has no venv" in said, "an installation that brings nothing is told too"
+
+
+def without_venv(demo: Demo, tmp_path: Path, *options: str, language: str = "C.UTF-8", **more: str) -> tuple[int, str]:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", WITHOUT_VENV, "sh", empty, demo.copy / "tools" / "demo", *options],
+        cwd=demo.here, env={**demo.environment(language), **more}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, encoding="utf-8", timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout

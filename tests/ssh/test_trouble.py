@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -287,3 +290,24 @@ def test_a_noisy_login_shell_is_named(push: Pushed) -> None:
     push.sshd.authorized_keys.write_text(f'command="bash -c \'. ~/.bashrc; eval \\"$SSH_ORIGINAL_COMMAND\\"\'" {key}')
     code, said = _ask(push, "check", "site")
     assert (code, "prints 'welcome" in said) == (1, True), said
+
+
+@pytest.fixture
+def small_disk(push: Pushed) -> Iterator[Path]:
+    """The site's base as a file system of its own, of 3 MB."""
+    push.base.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=0700", "tmpfs", push.base], check=True)
+    yield push.base
+    push.rig.close()
+    subprocess.run(["umount", "--lazy", push.base], check=True)
+
+
+def test_a_full_disk_at_the_site_is_waited_for(push: Pushed, small_disk: Path) -> None:
+    data = os.urandom(8_000_000)
+    process = push.start()
+    job = push.sh("cp big.bin out.bin", inputs={"big.bin": data}, outputs=["out.bin"])
+    process.wait_for_output("No space left", 30)
+    assert push.rig.state(job)["state"] == "claimed", "a full disk has ended the job"
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert push.ended(job)["state"] == "completed"
+    assert push.out(job) == {"out.bin": data}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,28 @@ def test_read_again_when_it_changes(tmp_path: Path) -> None:
     write(path, GOOD + "[site new]\ncommands = *\n")
     assert "new" in live.get().sites
     assert live.problem == ""
+
+
+def test_half_of_a_file_is_not_read(tmp_path: Path) -> None:
+    """Some editors write into the file itself, in pieces; the first piece is a valid file without the site."""
+    path = write(tmp_path / "spool.ini", GOOD)
+    live = LiveConfig(path)
+    begun = threading.Event()
+
+    def save() -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            for line in GOOD.splitlines(keepends=True):
+                file.write(line)
+                file.flush()
+                begun.set()
+                threading.Event().wait(0.02)
+
+    writer = threading.Thread(target=save)
+    writer.start()
+    assert begun.wait(10)
+    seen = live.get().sites.keys()
+    writer.join()
+    assert seen == read_config(path).sites.keys()
 
 
 @pytest.mark.parametrize("broken", ["[server]\nlissten = 1", "[server", "\x00", "[site a]\nmode = ftp"])

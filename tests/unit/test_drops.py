@@ -572,6 +572,7 @@ def test_a_server_without_root_takes_what_its_group_may_read(store: Store, setti
     assert {path.stat().st_uid for path in (store.paths.jobs / name).rglob("*")} == {NOBODY}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["job.json", "in", "in/beam.inp", "."])
 def test_what_the_server_may_not_read_is_rejected_not_ignored(store: Store, settings: SpoolConfig, what: str) -> None:
     name = drop(store)

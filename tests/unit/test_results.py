@@ -170,6 +170,7 @@ def test_a_link_in_incoming_is_not_followed(store: Store, tmp_path: Path) -> Non
     assert store.state(state.id).state == State.RUNNING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resend", ["repeat", "send everything again", "send one again", "send a tar again"])
 def test_a_crash_anywhere_then_the_agent_carries_on(store: Store, resend: str) -> None:
     made: list[tuple[JobState, Result]] = []
