@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,7 +31,8 @@ from spool.config import LiveConfig, find_config
 from spool.creation import SPOOL_UMASK
 from spool.errors import ConfigError, SpoolError
 from spool.opening import open_store
-from spool.server.app import build
+from spool.server.app import build, token_file
+from spool.server.bodies import Limits, channel_class
 from spool.server.sync import Contacts
 from spool.server.upkeep import Upkeep
 from spool.server.wakeups import Wakeups
@@ -111,7 +113,11 @@ def _serve(config: LiveConfig, store: Store, listening: socket.socket) -> None:
     options = config.get().server
     wakeups, contacts = Wakeups(options["max_waiters"]), Contacts(store)
     upkeep = Upkeep(store, config, contacts)
-    server = _waitress(build(store, config, wakeups, contacts), listening, options)
+    tokens = token_file(store, config)
+    server = _waitress(build(store, config, wakeups, contacts, tokens), listening, options)
+    limits = Limits(lambda text: tokens.find(text) is not None, store.paths.root, options["min_free"])
+    server.channel_class = channel_class(limits)
+    tempfile.tempdir = str(store.paths.tmp)  # where large bodies wait: on the spool's disk, which is watched
 
     def stop(signum: int, frame: FrameType | None) -> None:
         wakeups.stop()  # a waiting sync would otherwise keep its thread, and the end, for up to 25 s

@@ -16,6 +16,7 @@ from spool import options as o
 from spool.errors import CommandNotAllowed, ConfigError, NotAllowed, SpoolError, UnknownSite
 from spool.names import check_env_name, check_site, check_user
 from spool.options import Option, Section
+from spool.published_ini import is_published, translate
 from spool.sample import render
 
 MIB = 1024 * 1024
@@ -34,6 +35,10 @@ SERVER = Section(
         Option("threads", o.integer(1, 512), 8, "threads for requests that do not wait"),
         Option("max_waiters", o.integer(0, 4096), 64, "waiting syncs at a time; further ones are answered at once"),
         Option("trusted_uids", o.words, (), "numeric uids whose drops may name another user than their own", "1001 1002"),
+        Option(
+            "unclaimed_s", o.seconds(1, 31536000), 1800.0,
+            "seconds of observed waiting after which a job registered by the published protocol expires",
+        ),
         Option("drop_quiet_s", o.seconds(0.05, 86400), 60.0, "seconds without change before an unfinished drop is rejected"),
         Option(
             "min_free",
@@ -163,8 +168,12 @@ def default_config() -> SpoolConfig:
 
 
 def read_config(path: Path) -> SpoolConfig:
-    """Read spool.ini; raise `ConfigError` naming the place of whatever is wrong."""
-    ini = o.read_ini(path, SECTIONS)
+    """Read spool.ini, or the published ini; raise `ConfigError` naming the place of whatever is wrong."""
+    raw = o.load(path)
+    published: dict[str, tuple[str, ...]] = {}
+    if is_published(raw):
+        raw, published = translate(raw, str(path))
+    ini = o.convert(raw, SECTIONS, str(path))
     server = dict(ini.one("server"))
     for name in ("spool", "tokens", "log"):  # whichever program reads it, from wherever: the same file
         if server[name] is not None:
@@ -173,7 +182,10 @@ def read_config(path: Path) -> SpoolConfig:
         if not uid.isdecimal():
             raise ConfigError(f"{path}: [server] trusted_uids: {uid!r} is not a numeric uid", hint="see: id -u USER")
     server["trusted_uids"] = tuple(int(uid) for uid in server["trusted_uids"])
-    return SpoolConfig(server, {name: _site(name, dict(values), path) for name, values in ini.titled("site").items()}, path)
+    sites = {name: dict(values) for name, values in ini.titled("site").items()}
+    for name, commands in published.items():
+        sites[name]["commands"] = (*commands, *sites[name]["commands"])
+    return SpoolConfig(server, {name: _site(name, values, path) for name, values in sites.items()}, path)
 
 
 def _site(name: str, values: dict[str, Any], path: Path) -> Site:
@@ -227,7 +239,7 @@ class LiveConfig:
                     self.problem = f"{exc.message} ({exc.hint})"
             return self._config
 
-    def _settled(self) -> tuple[int, int, int] | None:
+    def _settled(self) -> tuple[int, ...] | None:
         """Return the signature once nothing has changed for a tenth of a second."""
         seen = _signature(self._path)
         for _ in range(SETTLING_TRIES):
@@ -238,12 +250,12 @@ class LiveConfig:
         return seen
 
 
-def _signature(path: Path | None) -> tuple[int, int, int] | None:
+def _signature(path: Path | None) -> tuple[int, ...] | None:
     try:
         info = path.stat() if path else None
     except OSError:
         return None
-    return (info.st_ino, info.st_size, info.st_mtime_ns) if info else None
+    return (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns) if info else None
 
 
 def find_config(given: Path | None, spool: Path | None) -> Path | None:

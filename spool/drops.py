@@ -89,15 +89,17 @@ def freeze_inputs(job: Job, folder: Path) -> tuple[FileEntry, ...]:
     return entries
 
 
-def first_state(job: Job, job_id: str, user: str, entries: tuple[FileEntry, ...], *, state: State, by: str) -> JobState:
-    """Return revision 1 of a job that is about to be published, `new` or `queued`."""
+def first_state(
+    job: Job, job_id: str, user: str, entries: tuple[FileEntry, ...], *, state: State, by: str, via: str = ""
+) -> JobState:
+    """Return revision 1 of a job that is about to be published, `new` or `queued`; `via`: the protocol it came in by."""
     now = utc_now()
     key = make_key(job_id, 1, job.priority) if state == State.QUEUED else ""
     entry = HistoryEntry(revision=1, at=now, source="", target=str(state), by=by, attempt=1, why="accepted")
     return JobState(
         id=job_id, state=state, site=job.site, user=user, revision=1, command=job.command, workflow=job.workflow,
         priority=job.priority, queue_key=key, submitted_at=now, changed_at=now, inputs=entries, last=entry,
-        expires_at=from_epoch(to_epoch(job.expires_at)) if job.expires_at else "",
+        expires_at=from_epoch(to_epoch(job.expires_at)) if job.expires_at else "", via=via,
     )  # fmt: skip
 
 

@@ -276,6 +276,15 @@ def _entries(fd: int, path: str, on_denied: Callable[[str], object] | None) -> I
             on_denied(beneath(path, name))
 
 
+def sync_file(path: Path) -> None:
+    """fsync the content of one file; no link is followed."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_tree(folder: Path) -> None:
     """Make every regular file and directory below `folder` durable; links are not followed."""
     for place in walk(folder):

@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,10 +24,11 @@ from typing import BinaryIO
 from spool import jsonio
 from spool.errors import DigestMismatch, InvalidRequest, OffsetMismatch
 from spool.fields import Fields
-from spool.files import COPY_BYTES, fsync_dir, open_beneath, parent_beneath, read_record, remove_tree, write_all
+from spool.files import COPY_BYTES, fsync_dir, open_beneath, parent_beneath, read_record, remove_tree, sync_file, write_all
 from spool.manifest import hash_fd
 from spool.names import check_names
 from spool.records import FileEntry
+from spool.streams import Stored
 
 _MAX_DIGESTS = 20000
 _ZEROS = bytes(COPY_BYTES)
@@ -75,7 +76,7 @@ def identity_of(fd: int) -> FileIdentity:
 class _Aside:
     """One received member of a group, not placed yet."""
 
-    name: str
+    path: Path
     identity: FileIdentity
     digest: hashlib._Hash
 
@@ -84,14 +85,14 @@ class Incoming:
     """The files of one run on their way in. `folder` is made on first use."""
 
     def __init__(self, folder: Path, digests: Digests | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
         self._digests = digests or Digests()
         self.files = folder / "files"
         self._offsets = folder / "offsets"
 
     def prepare(self) -> None:
         """Make the folders. Safe to repeat."""
-        for folder in (self._folder.parent, self._folder, self.files, self._offsets):
+        for folder in (self.folder.parent, self.folder, self.files, self._offsets):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o770)
                 fsync_dir(folder.parent)
@@ -123,7 +124,7 @@ class Incoming:
             if offset != here:
                 raise OffsetMismatch(f"{here} bytes of {name!r} are here, not {offset}", offset=here, hint="go on from there")
             os.ftruncate(fd, here)
-            key = f"{self._folder}\0{name}"
+            key = f"{self.folder}\0{name}"
             whole = self._digests.of(key, fd)
             try:
                 _receive(fd, here, stream, length, sha256, whole)
@@ -170,30 +171,48 @@ class Incoming:
         finally:
             for aside in written.values():
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._folder / aside.name)
+                    os.unlink(aside.path)
         sync_folders(self.files)
         return len(written)
 
     def _write_aside(self, stream: BinaryIO, size: int) -> _Aside:
-        temp = f"put.{secrets.token_hex(8)}"
-        fd = os.open(self._folder / temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
+        temp = self.folder / f"put.{secrets.token_hex(8)}"
+        fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
         digest = hashlib.sha256()
         try:
             _receive(fd, 0, stream, size, "", digest)
             os.fsync(fd)
             return _Aside(temp, identity_of(fd), digest)
         except BaseException:
-            os.unlink(self._folder / temp)
+            os.unlink(temp)
             raise
         finally:
             os.close(fd)
+
+    def adopt(self, files: Mapping[str, Stored]) -> None:
+        """Take whole files over from elsewhere on this file system, by rename: what `put_group` does without copying.
+
+        Safe to repeat with other files: those of an earlier sending are replaced, or taken away where they are not among them.
+        """
+        self.prepare()
+        check_names(files)
+        for item in files.values():
+            sync_file(item.path)
+        for old, _, names in os.walk(self.files):
+            for name in {str((Path(old) / name).relative_to(self.files)) for name in names} - set(files):
+                self.restart(name)
+        for name, item in files.items():
+            with open(item.path, "rb") as file:
+                identity = identity_of(file.fileno())
+            self._place(name, _Aside(item.path, identity, item.digest))
+        sync_folders(self.files)
 
     def _place(self, name: str, aside: _Aside) -> None:
         with contextlib.suppress(FileNotFoundError), parent_beneath(self._offsets, name) as (parent, last):
             os.unlink(last, dir_fd=parent)
         with parent_beneath(self.files, name, make=True) as (parent, last):
-            os.rename(self._folder / aside.name, last, dst_dir_fd=parent)
-        self._digests.keep(f"{self._folder}\0{name}", aside.identity, aside.digest)
+            os.rename(aside.path, last, dst_dir_fd=parent)
+        self._digests.keep(f"{self.folder}\0{name}", aside.identity, aside.digest)
 
     def move_folder(self, name: str, target: Path) -> None:
         """Move what arrived below `name` to the folder `target`, durably. Safe to repeat.
@@ -217,7 +236,7 @@ class Incoming:
         fd = open_beneath(self.files, name, os.O_RDONLY)
         try:
             size = os.fstat(fd).st_size
-            known = self._digests.of(f"{self._folder}\0{name}", fd)
+            known = self._digests.of(f"{self.folder}\0{name}", fd)
             digest = known.hexdigest() if known is not None else hash_fd(fd)[0]
         finally:
             os.close(fd)

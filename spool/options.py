@@ -62,19 +62,32 @@ class Ini:
         return {name[len(start) :]: values for name, values in self._values.items() if name.startswith(start)}
 
 
+Raw = dict[str, dict[str, str]]  # title -> option -> text, as the file has them
+
+
 def read_ini(path: Path, sections: Iterable[Section]) -> Ini:
     """Read and convert `path`; raise `ConfigError` naming file, section and option on anything unexpected."""
+    return convert(load(path), sections, str(path))
+
+
+def load(path: Path) -> Raw:
+    """Read `path` without converting; raise `ConfigError` where it is no ini file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as exc:
         raise ConfigError(f"{path} does not exist", hint="copy the sample from etc/ and edit it") from exc
     except (OSError, UnicodeError) as exc:
         raise ConfigError(f"{path} cannot be read: {exc}", hint="make it readable UTF-8 text") from exc
-    return parse_ini(text, sections, str(path))
+    return parse(text, str(path))
 
 
 def parse_ini(text: str, sections: Iterable[Section], where: str) -> Ini:
     """Convert the text of an ini file; `where` names it in errors."""
+    return convert(parse(text, where), sections, where)
+
+
+def parse(text: str, where: str) -> Raw:
+    """Return the sections and options in the text of an ini file; `where` names it in errors."""
     parser = configparser.ConfigParser(
         interpolation=None, delimiters=("=",), comment_prefixes=("#", ";"), default_section="\0none"
     )
@@ -83,18 +96,23 @@ def parse_ini(text: str, sections: Iterable[Section], where: str) -> Ini:
         parser.read_string(text, source=where)
     except configparser.Error as exc:
         raise ConfigError(f"{where} cannot be read: {exc}", hint="lines are [section] or option = value") from exc
+    return {title: dict(parser.items(title)) for title in parser.sections()}
+
+
+def convert(raw: Raw, sections: Iterable[Section], where: str) -> Ini:
+    """Convert what `parse` returned; raise `ConfigError` naming section and option on anything unexpected."""
     kinds = {section.name: section for section in sections}
     values: dict[str, dict[str, Any]] = {}
     for kind in kinds.values():
         if not kind.titled:
             values[kind.name] = {option.name: option.default for option in kind.options}
     seen: set[str] = set()
-    for title in parser.sections():
+    for title, given in raw.items():
         section = _section_of(title, kinds, where)
         if _normal(title) in seen:
             raise ConfigError(f"{where}: [{_normal(title)}] stands there twice", hint="make one section of the two")
         seen.add(_normal(title))
-        values[_normal(title)] = _convert(section, title, dict(parser.items(title)), where)
+        values[_normal(title)] = _convert(section, title, given, where)
     return Ini(values)
 
 

@@ -10,7 +10,7 @@ FORMAT = 1
 class SpoolPaths:
     """The names below a spool's root."""
 
-    FOLDERS = ("tmp", "drop", "rejected", "corrupt", "jobs", "queue", "active", "journal", "sites", "locks", "archive")
+    FOLDERS = ("tmp", "drop", "rejected", "corrupt", "jobs", "new", "queue", "active", "journal", "sites", "locks", "archive")
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -22,6 +22,7 @@ class SpoolPaths:
         self.rejected = root / "rejected"
         self.corrupt = root / "corrupt"
         self.jobs = root / "jobs"
+        self.new = root / "new"
         self.queue = root / "queue"
         self.active = root / "active"
         self.journal = root / "journal"

@@ -22,12 +22,18 @@ class _Set(NamedTuple):
     def holds(self, char: str) -> bool:
         return char != "/" and any(low <= char <= high for low, high in self.ranges) != self.negated
 
+    @property
+    def only(self) -> str | None:
+        """The one character it holds, or None where there are more."""
+        low, high = self.ranges[0]
+        return low if len(self.ranges) == 1 and low == high and not self.negated else None
+
 
 class _Pattern:
     """A compiled pattern. Bit N of a set of places stands for "the name has come to item N"."""
 
     def __init__(self, items: tuple[str | _Set, ...]) -> None:
-        self._items = items
+        self.items = items
         self._masks: dict[str, tuple[int, int, int]] = {}
         # `**/` is two items: at the first a folder may begin, or none; at the second one has begun.
         self._skip_one = self._places("*", "**")
@@ -41,7 +47,7 @@ class _Pattern:
             here = self._with_skipped((here & on) << 1 | here & stay | (here & back) >> 1)
             if not here:
                 return False
-        return bool(here >> len(self._items))
+        return bool(here >> len(self.items))
 
     def _with_skipped(self, here: int) -> int:
         """Add the places that are reached without a character, because a star may stand for nothing."""
@@ -51,7 +57,7 @@ class _Pattern:
 
     def _masks_of(self, char: str) -> tuple[int, int, int]:
         """Return from which places `char` leads on to the next, where it stays, and from which it leads one back."""
-        on = sum(1 << place for place, item in enumerate(self._items) if isinstance(item, _Set) and item.holds(char))
+        on = sum(1 << place for place, item in enumerate(self.items) if isinstance(item, _Set) and item.holds(char))
         on |= self._places(_literal(char))
         if char == "/":
             masks = on, self._places("**"), self._places("in **/")
@@ -62,7 +68,7 @@ class _Pattern:
         return masks
 
     def _places(self, *items: str) -> int:
-        return sum(1 << place for place, item in enumerate(self._items) if item in items)
+        return sum(1 << place for place, item in enumerate(self.items) if item in items)
 
 
 @functools.lru_cache(maxsize=512)
@@ -74,6 +80,22 @@ def compiled(pattern: str) -> _Pattern:
         some, index = _next_items(pattern, index)
         items += some
     return _Pattern(tuple(items))
+
+
+def escape(name: str) -> str:
+    """Return the pattern that `name` alone matches."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
+
+
+def literal(pattern: str) -> str | None:
+    """Return the one name that `pattern` matches: without wildcards, or as `escape` made it; None where it may be several."""
+    found = []
+    for item in compiled(pattern).items:
+        char = item.only if isinstance(item, _Set) else item[1:] if item.startswith("=") else None
+        if char is None:
+            return None
+        found.append(char)
+    return "".join(found)
 
 
 def _literal(char: str) -> str:

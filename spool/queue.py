@@ -1,4 +1,4 @@
-"""The two indexes over the jobs: what waits (`queue/SITE/USER/KEY`) and what is with a site (`active/SITE/AGENT/ID`).
+"""The indexes over the jobs: what waits (`queue/SITE/USER/KEY`), what is with a site (`active/SITE/AGENT/ID`), what is `new/`.
 
 An entry is an empty file; the truth is the job's `state.json`. The indexes may list too much, never too little: whoever
 writes them keeps the order of docs/format.md, "Writing order", and whoever reads them judges each entry by the job's state.
@@ -57,6 +57,18 @@ class Queue:
         """Remove a waiting entry; nothing where it is gone. Call after the state has left queued."""
         if key:
             _remove(self._paths.queue_of(site, user) / key)
+
+    def add_new(self, job_id: str) -> None:
+        """Note a registered job that is not enqueued yet, durably. Safe to repeat. Call before it is published."""
+        _add(self._paths.root, self._paths.new / job_id)
+
+    def remove_new(self, job_id: str) -> None:
+        """Remove that note. Call after the state has left new."""
+        _remove(self._paths.new / job_id)
+
+    def new(self) -> list[str]:
+        """Return the ids of the jobs that may be new."""
+        return sorted(filter(is_id, _names(self._paths.new)))
 
     def users(self, site: str) -> list[str]:
         """Return the users that have, or once had, something waiting for `site`."""

@@ -251,13 +251,15 @@ class JobState:
     exit_code: int | None = None
     cancel_requested_at: str = ""
     cancel_requested_by: str = ""
+    via: str = ""
+    withdrawn_at: str = ""
     inputs: tuple[FileEntry, ...] = ()
     last: HistoryEntry | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     _STRINGS = (
         "command", "workflow", "run_id", "agent", "queue_key", "submitted_at", "changed_at", "expires_at", "claimed_at",
-        "started_at", "ended_at", "reason", "message", "cancel_requested_at", "cancel_requested_by",
+        "started_at", "ended_at", "reason", "message", "cancel_requested_at", "cancel_requested_by", "via", "withdrawn_at",
     )  # fmt: skip
 
     @classmethod

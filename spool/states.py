@@ -98,6 +98,7 @@ class Reason(str, Enum):
     TRANSFER = "transfer"
     LOST = "lost"
     UNREACHABLE = "unreachable"
+    ABNORMAL = "abnormal"
 
     def __str__(self) -> str:
         return self.value
@@ -114,6 +115,7 @@ REASON_MEANING: dict[Reason, str] = {
     Reason.TRANSFER: "files could not be carried or did not verify",
     Reason.LOST: "the site no longer knows how the command ended (a reboot, a vanished process or folder)",
     Reason.UNREACHABLE: "no contact with the site for longer than `give_up_after_s`",
+    Reason.ABNORMAL: "a published poller said `abnormal`: the exit code was not 0, or none of the outputs was written",
 }
 
 

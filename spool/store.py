@@ -1,4 +1,4 @@
-"""The jobs of one spool: reading them, and every change of state (docs/format.md, "States" and "Writing order").
+"""The jobs of one spool: every change of state (docs/format.md, "States" and "Writing order").
 
 Each change is one lock hold: read again, judge, write the indexes and `state.json` in the order that lets the indexes list too
 much but never too little, then the history and the journal. `SpoolError`s say what a caller did wrong; the record of
@@ -16,25 +16,26 @@ from typing import Any, Callable
 
 from spool import journal, jsonio, log
 from spool.creation import open_spool
-from spool.errors import Conflict, InvalidRecord, NotFound, SpoolError, StaleRun
-from spool.files import append_line, fsync_dir, last_line, read_record, replace_file
+from spool.errors import Conflict, NotFound, SpoolError, StaleRun
+from spool.files import append_line, fsync_dir, last_line, replace_file
 from spool.instants import to_epoch, utc_now
+from spool.jobs import Jobs
 from spool.locks import JobLocks
-from spool.names import check_id, is_id, new_id
+from spool.names import check_id, new_id
 from spool.paths import JobPaths, SpoolPaths
 from spool.queue import Entry, Queue, make_key
-from spool.records import JOB_LIMIT_BYTES, HistoryEntry, Job, JobState, Result
+from spool.records import HistoryEntry, JobState
 from spool.states import FINAL, WITH_SITE, Reason, State, check_transition
 
 MAX_WHY = 2000
 Listener = Callable[[JobState], None]
 
 
-class Store:
+class Store(Jobs):
     """One spool, opened. Threads and processes may share a spool; each process has a `Store` of its own."""
 
     def __init__(self, paths: SpoolPaths) -> None:
-        self.paths = paths
+        super().__init__(paths)
         self.locks = JobLocks(paths.locks)
         self.queue = Queue(paths)
         self._listeners: list[Listener] = []
@@ -47,89 +48,6 @@ class Store:
     def listen(self, listener: Listener) -> None:
         """Have `listener` called with the new state after each change made through this object."""
         self._listeners.append(listener)
-
-    # Reading
-
-    def ids(self) -> Iterator[str]:
-        """Yield the id of every accepted job, in no order."""
-        with os.scandir(self.paths.jobs) as entries:
-            yield from (entry.name for entry in entries if is_id(entry.name))
-
-    def state(self, job_id: str) -> JobState:
-        """Return where the job stands. `NotFound` where there is none; an unreadable record is moved to `corrupt/`."""
-        paths = self.paths.job(check_id(job_id))
-        try:
-            state = JobState.parse(read_record(paths.state, jsonio.MAX_BYTES))
-            if state.id != job_id:
-                raise InvalidRecord(f"state.json belongs to job {state.id}", hint="someone copied a folder")
-            return state
-        except FileNotFoundError as exc:
-            if paths.folder.exists():
-                raise self._corrupt(job_id, "state.json is missing") from exc
-            raise NotFound(f"no job {job_id} here", hint="spoolctl ls shows what there is") from exc
-        except InvalidRecord as exc:
-            raise self._corrupt(job_id, exc.message) from exc
-
-    def job(self, job_id: str) -> Job:
-        """Return what the job asks for."""
-        return Job.parse(self.job_bytes(job_id))
-
-    def job_bytes(self, job_id: str) -> bytes:
-        """Return the exact bytes of job.json."""
-        try:
-            return read_record(self.paths.job(check_id(job_id)).job, JOB_LIMIT_BYTES)
-        except FileNotFoundError as exc:
-            raise NotFound(f"no job {job_id} here", hint="spoolctl ls shows what there is") from exc
-
-    def result(self, job_id: str) -> Result | None:
-        """Return how the latest run ended, or None where there is no result yet."""
-        try:
-            return Result.parse(read_record(self.paths.job(check_id(job_id)).result, jsonio.MAX_BYTES))
-        except FileNotFoundError:
-            return None
-
-    def history(self, state: JobState) -> list[HistoryEntry]:
-        """Return the changes up to `state`, oldest first; a torn line spoils only itself, and the last is in `state` too."""
-        found: dict[int, HistoryEntry] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for line in read_record(self.paths.job(state.id).history, jsonio.MAX_BYTES).splitlines():
-                with contextlib.suppress(SpoolError):
-                    entry = HistoryEntry.parse(jsonio.loads(line, "history.jsonl"))
-                    found[entry.revision] = entry
-        if state.last is not None:
-            found[state.last.revision] = state.last
-        return [found[number] for number in sorted(found) if number <= state.revision]
-
-    def states(self) -> Iterator[JobState]:
-        """Yield the state of every job that can be read; the others go to `corrupt/`."""
-        for job_id in self.ids():
-            try:
-                yield self.state(job_id)
-            except NotFound:  # taken by retention, or moved to corrupt/, meanwhile
-                continue
-            except (SpoolError, OSError) as exc:  # of another format, or unreadable for now: it does not stop the others
-                log.warning("job_skipped", job=job_id, why=exc)
-
-    def _corrupt(self, job_id: str, why: str) -> NotFound:
-        """Move the job's folder to `corrupt/` with a reason.json and return the error to raise."""
-        folder = self.paths.corrupt / job_id
-        with contextlib.suppress(FileNotFoundError):
-            while folder.exists():
-                folder = folder.with_name(folder.name + "+")
-            os.rename(self.paths.job(job_id).folder, folder)
-            reason = {
-                "at": utc_now(),
-                "id": job_id,
-                "why": why,
-                "hint": "restore the record and move the folder back to jobs/",
-            }
-            replace_file(folder / "reason.json", jsonio.dumps(reason))
-            fsync_dir(self.paths.jobs)
-            fsync_dir(self.paths.corrupt)
-            log.error("corrupt", job=job_id, why=why, folder=folder)
-        return NotFound(f"the records of job {job_id} cannot be read: {why}", hint=f"see {folder}/reason.json")
-
-    # Changing
 
     @contextlib.contextmanager
     def locked(self, job_id: str) -> Iterator[JobState]:
@@ -193,7 +111,10 @@ class Store:
         attempt = int(changes.get("attempt", state.attempt))
         key = make_key(state.id, attempt, state.priority)
         self.queue.add(state.site, state.user, key)
-        return self.write(state, State.QUEUED, by=by, why=why, queue_key=key, run_id="", agent="", **changes)
+        queued = self.write(state, State.QUEUED, by=by, why=why, queue_key=key, run_id="", agent="", **changes)
+        if state.state == State.NEW:
+            self.queue.remove_new(state.id)
+        return queued
 
     def claim(self, site: str, users: list[str], *, agent: str, room: int, order: tuple[int, int] = (0, 0)) -> list[JobState]:
         """Claim up to `room` waiting jobs of `site` for `agent`, first come first served within a priority.
@@ -222,41 +143,51 @@ class Store:
             if state is None or state.state != State.QUEUED or state.queue_key != entry.key:
                 self.queue.remove(site, entry.user, entry.key)
                 return None
-            if state.expires_at and to_epoch(state.expires_at) <= to_epoch(utc_now()):
-                self._expire(state)
-                return None
-            self.queue.add_active(site, agent, state.id)
-            claimed = self.write(
-                state,
-                State.CLAIMED,
-                by=agent,
-                why="claimed",
-                run_id=new_id(),
-                agent=agent,
-                agent_order=order,
-                claimed_at=utc_now(),
-                queue_key="",
-            )
-            self.queue.remove(site, entry.user, entry.key)
+            return self._claim_waiting(state, agent, order)
+
+    def _claim_waiting(self, state: JobState, agent: str, order: tuple[int, int]) -> JobState | None:
+        """Claim a queued job, or expire it where that is due; the caller holds the lock."""
+        if _is_due(state):
+            self._expire(state, f"expires_at {state.expires_at} has passed")
+            return None
+        self.queue.add_active(state.site, agent, state.id)
+        claimed = self.write(
+            state, State.CLAIMED, by=agent, why="claimed", run_id=new_id(), agent=agent, agent_order=order,
+            claimed_at=utc_now(), queue_key="",
+        )  # fmt: skip
+        self.queue.remove(state.site, state.user, state.queue_key)
+        return claimed
+
+    def claim_one(self, job_id: str, *, agent: str) -> JobState:
+        """Claim this very job for `agent`. Raises `Conflict` where it does not wait (any more)."""
+        with self.locked(job_id) as state:
+            claimed = self._claim_waiting(state, agent, (0, 0)) if state.state == State.QUEUED else None
+            if claimed is None:
+                raise Conflict(f"job {job_id} is {state.state} and cannot be claimed", hint="ask for another job")
             return claimed
 
-    def _expire(self, state: JobState) -> JobState:
-        expired = self.write(
-            state,
-            State.EXPIRED,
-            by="spool",
-            why=f"expires_at {state.expires_at} has passed",
-            queue_key="",
-            ended_at=utc_now(),
-        )
-        self.queue.remove(state.site, state.user, state.queue_key)
+    def _expire(self, state: JobState, why: str) -> JobState:
+        expired = self.write(state, State.EXPIRED, by="spool", why=why, message=why, queue_key="", ended_at=utc_now())
+        self._leave_waiting(state)
         return expired
 
-    def expire(self, job_id: str) -> JobState:
-        """Make a new or queued job whose `expires_at` has passed expired; any other is returned as it is."""
+    def _leave_waiting(self, state: JobState) -> None:
+        """Remove the index entries of a job that was `state` and waits no more."""
+        self.queue.remove(state.site, state.user, state.queue_key)
+        if state.state == State.NEW:
+            self.queue.remove_new(state.id)
+
+    def expire(self, job_id: str, *, unclaimed: str = "") -> JobState:
+        """Make a new or queued job expired whose `expires_at` has passed, or for the reason `unclaimed` where that is given.
+
+        Any other job is returned as it is.
+        """
         with self.locked(job_id) as state:
-            due = bool(state.expires_at) and to_epoch(state.expires_at) <= to_epoch(utc_now())
-            return self._expire(state) if due and state.state in (State.NEW, State.QUEUED) else state
+            if state.state not in (State.NEW, State.QUEUED):
+                return state
+            if unclaimed or _is_due(state):
+                return self._expire(state, unclaimed or f"expires_at {state.expires_at} has passed")
+            return state
 
     def start(self, job_id: str, run_id: str, *, by: str, order: tuple[int, int] = (0, 0)) -> JobState:
         """Give permission to start: claimed -> running, durably, before the command is. Safe to repeat."""
@@ -290,7 +221,7 @@ class Store:
             ended_at=utc_now(),
             **more,
         )
-        self.queue.remove(state.site, state.user, state.queue_key)
+        self._leave_waiting(state)
         self.queue.remove_active(state.site, state.agent, state.id)
         return ended
 
@@ -333,12 +264,24 @@ class Store:
                 return state
             if state.state in FINAL:
                 raise Conflict(f"job {job_id} is {state.state} already", hint="there is nothing to cancel")
-            if state.cancel_requested_at:
-                return state
-            asked = {"cancel_requested_at": utc_now(), "cancel_requested_by": by}
-            if state.state in WITH_SITE - {State.CLAIMED}:
-                return self.write(state, state.state, by=by, why="cancel requested", **asked)
-            return self.end(state, State.CANCELED, by=by, message="canceled before it started", **asked)
+            return self._cancel(state, by)
+
+    def _cancel(self, state: JobState, by: str, **more: str) -> JobState:
+        """Cancel a job that has not ended; the caller holds the lock. `more` is written along."""
+        if state.cancel_requested_at and not more:
+            return state
+        asked = {"cancel_requested_at": state.cancel_requested_at or utc_now(), "cancel_requested_by": by, **more}
+        if state.state in WITH_SITE - {State.CLAIMED}:
+            return self.write(state, state.state, by=by, why="cancel requested", **asked)
+        return self.end(state, State.CANCELED, by=by, message="canceled before it started", **asked)
+
+    def withdraw(self, job_id: str, *, by: str) -> JobState:
+        """Cancel a job, whatever it is doing, and have it gone for the clients of the published protocol. Safe to repeat."""
+        with self.locked(job_id) as state:
+            gone = {"withdrawn_at": state.withdrawn_at or utc_now()}
+            if state.state in FINAL:
+                return state if state.withdrawn_at else self.write(state, state.state, by=by, why="withdrawn", **gone)
+            return self._cancel(state, by, **gone)
 
     def requeue(self, job_id: str, *, by: str) -> JobState:
         """Queue a job that has ended once more: attempt N+1; what attempt N left moves to `attempts/N/`.
@@ -352,8 +295,12 @@ class Store:
                 raise Conflict(f"job {job_id} was never enqueued: its inputs were not taken in", hint="submit it again")
             set_attempt_aside(self.paths.job(job_id), state.attempt)
             cleared = dict.fromkeys(("claimed_at", "started_at", "ended_at", "reason", "message"), "")
-            cleared.update(cancel_requested_at="", cancel_requested_by="", expires_at="")
+            cleared.update(cancel_requested_at="", cancel_requested_by="", expires_at="", withdrawn_at="")
             return self._to_queue(state, by=by, why="requeue", attempt=state.attempt + 1, exit_code=None, **cleared)
+
+
+def _is_due(state: JobState) -> bool:
+    return bool(state.expires_at) and to_epoch(state.expires_at) <= to_epoch(utc_now())
 
 
 def clip(text: str) -> str:

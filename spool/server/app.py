@@ -10,9 +10,11 @@ from spool import log
 from spool.config import LiveConfig
 from spool.errors import InvalidName, InvalidRequest, NotFound, SpoolError, from_os_error
 from spool.incoming import Digests
+from spool.published import BASE
 from spool.server.auth import Auth
 from spool.server.pages import Pages
 from spool.server.problems import problem
+from spool.server.published import Published, route_error
 from spool.server.sync import Contacts, Sync
 from spool.server.tokens import TokenFile
 from spool.server.v1 import V1
@@ -24,13 +26,19 @@ class Internal(SpoolError):
     """Something nobody foresaw; the details are in the log, never in the answer."""
 
 
-def build(store: Store, config: LiveConfig, wakeups: Wakeups, contacts: Contacts) -> Bottle:
+def token_file(store: Store, config: LiveConfig) -> TokenFile:
+    """Return the tokens that count here."""
+    return TokenFile(config.get().server["tokens"] or store.paths.tokens)
+
+
+def build(store: Store, config: LiveConfig, wakeups: Wakeups, contacts: Contacts, tokens: TokenFile) -> Bottle:
     """Return the application over `store`."""
     app = Bottle(autojson=False)
-    tokens = TokenFile(config.get().server["tokens"] or store.paths.tokens)
     auth = Auth(tokens)
     sync = Sync(store, config, wakeups, contacts)
-    V1(store, config, auth, sync, Digests()).mount(app)
+    digests = Digests()
+    V1(store, config, auth, sync, digests).mount(app)
+    Published(store, config, auth, contacts, digests).mount(app)
     Pages(store, config, auth, contacts).mount(app)
     app.install(_answering_errors)
     app.add_hook("before_request", _check_path)
@@ -73,6 +81,8 @@ def _answering_errors(call: Callable[..., Any]) -> Callable[..., Any]:
 
 def _route_error(error: HTTPError) -> Any:
     """Answer what bottle itself found: no such route, a method it does not take, a malformed request."""
+    if request.path.startswith(f"{BASE}/") and error.status_code < 500:
+        return route_error(error.status_code)
     known: SpoolError = NotFound(f"there is no {request.method} {request.path} here", hint="docs/protocol.md lists the calls")
     if error.status_code != 404:
         known = InvalidRequest(f"{request.method} {request.path}: {error.body}", hint="docs/protocol.md lists the calls")

@@ -110,11 +110,21 @@ class Contacts:
 
     def note(self, key: AgentKey, request: Request) -> bool:
         """Note a contact; return False for a sync that was overtaken by a newer one of the same agent on its way here."""
+        newest = self._hear(key, request.order)
+        self._write(request.site, request.agent, request.version)
+        return request.order >= newest
+
+    def heard(self, key: AgentKey, version: str) -> None:
+        """Note a contact of an agent that does not sync: a published poller."""
+        self._hear(key, (0, 0))
+        self._write(key[0], key[2], version)
+
+    def _hear(self, key: AgentKey, order: tuple[int, int]) -> tuple[int, int]:
+        """Return the order of the newest contact before this one."""
         with self._lock:
             _, newest = self._seen.get(key, (0.0, (-1, -1)))
-            self._seen[key] = (time.monotonic(), max(request.order, newest))
-        self._write(request)
-        return request.order >= newest
+            self._seen[key] = (time.monotonic(), max(order, newest))
+        return newest
 
     def overtaken(self, key: AgentKey, order: tuple[int, int]) -> bool:
         """True where a newer sync of this agent has been noted."""
@@ -132,17 +142,17 @@ class Contacts:
         with self._lock:
             return {key: time.monotonic() - at for key, (at, _) in self._seen.items()}
 
-    def _write(self, request: Request) -> None:
+    def _write(self, site: str, agent: str, version: str) -> None:
         now = time.monotonic()
         with self._lock:
-            if now - self._written.get(request.site, -CONTACT_EVERY_S) < CONTACT_EVERY_S:
+            if now - self._written.get(site, -CONTACT_EVERY_S) < CONTACT_EVERY_S:
                 return
-            self._written[request.site] = now
-        value = {"format": 1, "site": request.site, "agent": request.agent, "at": utc_now(), "version": request.version}
+            self._written[site] = now
+        value = {"format": 1, "site": site, "agent": agent, "at": utc_now(), "version": version}
         try:
-            replace_file(self._store.paths.site(request.site), jsonio.dumps(value))
-        except OSError as exc:  # derived: the sync itself goes on
-            log.warning("contact_not_written", site=request.site, why=exc)
+            replace_file(self._store.paths.site(site), jsonio.dumps(value))
+        except OSError as exc:  # derived: the call itself goes on
+            log.warning("contact_not_written", site=site, why=exc)
 
 
 class Sync:

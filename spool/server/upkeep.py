@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 from spool import log
 from spool.config import LiveConfig
 from spool.drops import Drops, may_accept
 from spool.errors import NotFound, SpoolError
+from spool.published import VIA
 from spool.records import JobState
 from spool.server.sync import Contacts
 from spool.states import Reason, State
@@ -17,6 +19,7 @@ from spool.store import Store
 DROP_EVERY_S = 0.05
 CONTACT_EVERY_S = 5.0
 EXPIRY_EVERY_S = 30.0
+MAX_STEP_S = 60.0
 
 
 class Upkeep:
@@ -31,6 +34,8 @@ class Upkeep:
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
         self._next_contact = self._next_expiry = 0.0
         self._problem = ""
+        self._waited: dict[tuple[str, int], float] = {}
+        self._looked_at = time.monotonic()
 
     def start(self) -> None:
         """Start the rounds."""
@@ -70,7 +75,7 @@ class Upkeep:
             self._next_contact = now + CONTACT_EVERY_S
             self._look_at_silent_agents()
         if now >= self._next_expiry:
-            self._next_expiry = now + EXPIRY_EVERY_S
+            self._next_expiry = now + min(EXPIRY_EVERY_S, config.server["unclaimed_s"] / 4)
             self._expire()
 
     def _look_at_silent_agents(self) -> None:
@@ -102,10 +107,40 @@ class Upkeep:
         return self._store.job(state.id).give_up_after_s or (site.give_up_after_s if site else None)
 
     def _expire(self) -> None:
+        """Expire what is due. Waiting counts in observed steps, so that a clock that jumps or a pause expires nothing."""
+        now = time.monotonic()
+        step_s, self._looked_at = min(MAX_STEP_S, now - self._looked_at), now
+        waited: dict[tuple[str, int], float] = {}
+        for job_id in self._waiting():
+            try:
+                state = self._store.state(job_id)
+                if state.state not in (State.NEW, State.QUEUED):
+                    self._forget_new(state)
+                    continue
+                if state.expires_at:
+                    self._store.expire(job_id)
+                if state.via == VIA:
+                    key = (job_id, state.attempt)
+                    waited[key] = self._waited.get(key, -step_s) + step_s
+                    self._expire_unclaimed(state, waited[key])
+            except NotFound:
+                self._store.queue.remove_new(job_id)
+            except SpoolError as exc:
+                log.debug("expiry", job=job_id, why=exc)
+        self._waited = waited
+
+    def _waiting(self) -> Iterator[str]:
+        yield from self._store.queue.new()
         for site in self._store.queue.sites():
-            for entry in self._store.queue.waiting(site, self._store.queue.users(site)):
-                try:
-                    if self._store.state(entry.job_id).expires_at:
-                        self._store.expire(entry.job_id)
-                except SpoolError as exc:
-                    log.debug("expiry", job=entry.job_id, why=exc)
+            yield from (entry.job_id for entry in self._store.queue.waiting(site, self._store.queue.users(site)))
+
+    def _forget_new(self, state: JobState) -> None:
+        """Remove an entry of `new/` that a crash has left; one of `queue/` is removed by whoever claims."""
+        with self._store.locked(state.id) as current:
+            if current.state != State.NEW:
+                self._store.queue.remove_new(state.id)
+
+    def _expire_unclaimed(self, state: JobState, waited_s: float) -> None:
+        limit_s = self._config.get().server["unclaimed_s"]
+        if waited_s >= limit_s:
+            self._store.expire(state.id, unclaimed=f"not claimed within {limit_s:g} s of waiting")

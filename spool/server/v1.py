@@ -12,12 +12,13 @@ from bottle import Bottle, HTTPResponse, request
 from spool import jsonio
 from spool.config import LiveConfig
 from spool.drops import check_against, first_state, freeze_inputs
-from spool.errors import Conflict, Duplicate, InvalidRecord, InvalidRequest, NoSpace, NotFound
-from spool.files import free_bytes, fsync_dir, remove_tree, replace_file, sync_tree
+from spool.errors import Conflict, InvalidRecord, InvalidRequest, NoSpace, NotFound
+from spool.files import free_bytes, remove_tree
 from spool.incoming import Digests, Incoming
 from spool.names import check_name, new_id
 from spool.paths import JobPaths
 from spool.records import JOB_LIMIT_BYTES, Job, JobState, Result
+from spool.registering import publish_new
 from spool.results import accept
 from spool.server import files
 from spool.server.auth import Asker, Auth
@@ -181,33 +182,7 @@ class V1:
         self._need_space(len(data))
         job_id = job.id or new_id()
         state = first_state(job, job_id, asker.user, (), state=State.NEW, by=asker.user)
-        return answer(summary(self._publish(asker, state, data)), 201)
-
-    def _publish(self, asker: Asker, state: JobState, data: bytes) -> JobState:
-        folder = self._store.paths.tmp / f"register.{new_id()}"
-        paths = JobPaths(folder)
-        folder.mkdir(0o770)
-        try:
-            paths.inputs.mkdir(0o770)
-            replace_file(paths.job, data)
-            replace_file(paths.history, jsonio.dumps_line(state.last.encode()) if state.last else b"")
-            replace_file(paths.state, state.encode())
-            sync_tree(folder)
-            with self._store.locks.hold(state.id):
-                if (self._store.paths.jobs / state.id).exists():
-                    return self._registered_before(asker, state.id, data)
-                folder.rename(self._store.paths.jobs / state.id)
-                fsync_dir(self._store.paths.jobs)
-                self._store.published(state)
-        finally:
-            remove_tree(folder)
-        return state
-
-    def _registered_before(self, asker: Asker, job_id: str, data: bytes) -> JobState:
-        known = self._store.state(job_id)
-        if not asker.may_see(known) or self._store.job_bytes(job_id) != data:
-            raise Duplicate(f"the id {job_id} is taken by another job", hint="leave id out, or make a new UUID")
-        return known
+        return answer(summary(publish_new(self._store, state, data)), 201)
 
     def _submitting(self, job_id: str) -> JobState:
         asker, state = self._seen(job_id)
