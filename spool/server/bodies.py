@@ -70,7 +70,8 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
         def parse_header(self, header_plus: bytes) -> None:
             super().parse_header(header_plus)
             if self.path in LARGE_CALLS and self.body_rcv is not None:
-                self.adj = _Large(self.adj)
+                # A length that is told is judged here, once; waitress counts where the body comes in pieces.
+                self.adj = _Large(self.adj, max(self.content_length, MAX_BODY_BYTES) + 1)
                 self.body_rcv.getbuf().overflow = IN_MEMORY_BYTES
                 self.error = limits.refusal(self.path, self.headers.get("AUTHORIZATION", ""), self.content_length)
                 self.completed = self.error is not None
@@ -86,10 +87,9 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
 class _Large:
     """The server's adjustments with another limit of the body."""
 
-    max_request_body_size = MAX_BODY_BYTES + 1
-
-    def __init__(self, adjustments: Adjustments) -> None:
+    def __init__(self, adjustments: Adjustments, limit_bytes: int) -> None:
         self._adjustments = adjustments
+        self.max_request_body_size = limit_bytes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._adjustments, name)
