@@ -6,10 +6,10 @@ from typing import Callable
 
 from spool import jsonio
 from spool.errors import Duplicate
-from spool.files import fsync_dir, remove_tree, replace_file, sync_tree
-from spool.names import new_id
+from spool.files import fsync_dir, replace_file, sync_tree
 from spool.paths import JobPaths
 from spool.records import JobState
+from spool.scratch import scratch
 from spool.store import Store
 
 
@@ -23,10 +23,8 @@ def publish_new(store: Store, state: JobState, job_json: bytes, *, fill: Callabl
     `fill` may put inputs into the folder's `in/` before it is seen. Safe to repeat with the same id, bytes and user: the job is
     then returned as it is; `Duplicate` where the id is taken by another job.
     """
-    folder = store.paths.tmp / f"register.{new_id()}"
-    paths = JobPaths(folder)
-    folder.mkdir(0o770)
-    try:
+    with scratch(store.paths, "register") as folder:
+        paths = JobPaths(folder)
         paths.inputs.mkdir(0o770)
         fill(paths)
         replace_file(paths.job, job_json)
@@ -40,8 +38,6 @@ def publish_new(store: Store, state: JobState, job_json: bytes, *, fill: Callabl
             folder.rename(store.paths.jobs / state.id)
             fsync_dir(store.paths.jobs)
             store.published(state)
-    finally:
-        remove_tree(folder)
     return state
 
 

@@ -143,6 +143,49 @@ _SAID: Catalogue = {
     ),
     "check_problem": ("PROBLEM {what}\n        {do}", "問題 {what}\n     {do}"),
     "check_remark": ("remark  {what}\n        {do}", "注意 {what}\n     {do}"),
+    # mi-system-wf.py
+    "wf_usage": (
+        "usage: mi-system-wf.py URL SITE TOKEN|@FILE COMMAND INS OUTS [PARAMS]\n"
+        "\n"
+        "Registers one calculation, waits for its end and writes OUTS into the current directory.\n"
+        "  URL      the server; https unless it is this host, port 50443 unless it names one\n"
+        "  SITE     the external computer\n"
+        "  TOKEN    the token, better @FILE that holds it: a command line can be seen by everyone on this host\n"
+        "  COMMAND  what runs there, as it is registered for the site\n"
+        "  INS      input files, separated by ':'\n"
+        "  OUTS     names of the results, separated by ':'\n"
+        "  PARAMS   one string that is kept with the calculation\n"
+        "\n"
+        "Exit code: 0 completed, 1 abnormal or refused, 2 usage, 75 try later, 77 not allowed.",
+        "使い方: mi-system-wf.py URL SITE TOKEN|@FILE COMMAND INS OUTS [PARAMS]\n"
+        "\n"
+        "計算を一つ登録し、終了を待ち、OUTSをカレントディレクトリに書きます。\n"
+        "  URL      サーバー。このホスト以外はhttps、ポートの指定が無ければ50443\n"
+        "  SITE     外部計算機の識別子\n"
+        "  TOKEN    トークン。コマンドラインは同じホストの全員に見えるため、@FILE(トークンのファイル)を推奨\n"
+        "  COMMAND  識別子に登録されたコマンド\n"
+        "  INS      入力ファイル(:区切り)\n"
+        "  OUTS     結果ファイルの名前(:区切り)\n"
+        "  PARAMS   計算とともに記録される文字列\n"
+        "\n"
+        "終了コード: 0 正常終了、1 異常終了または拒否、2 使い方の誤り、75 後で再試行、77 許可なし",
+    ),
+    "wf_token_seen": (
+        "mi-system-wf.py: a token on the command line can be seen by everyone on this host (ps); use @FILE",
+        "mi-system-wf.py: コマンドラインのトークンは同じホストの全員に見えます(ps)。@FILEを使ってください",
+    ),
+    "wf_registered": ("accept_id: {id}", "登録しました。accept_id: {id}"),
+    "wf_progress": ("progress: {progress}", "進捗: {progress}"),
+    "wf_ended": ("status: {status}", "終了: {status}"),
+    "wf_not_returned": ("not returned: {name}: {why}", "戻らなかったファイル: {name}: {why}"),
+    "wf_not_asked": ("not written, as nobody asked for it: {name}", "求めていないため書きません: {name}"),
+    "wf_cut": ("{signal}: canceling the calculation", "{signal}: 計算を取り消します"),
+    "wf_canceled": ("canceled: {id}", "取り消しました: {id}"),
+    "wf_not_canceled": (
+        "the server could not be told to cancel {id}; it may still run",
+        "{id}の取り消しを伝えられませんでした。実行が続いているかもしれません",
+    ),
+    "wf_error": ("mi-system-wf.py: {message}", "mi-system-wf.py: {title}: {message}"),
     # Errors: the message itself comes from the program that found it, in English
     "error": ("spoolctl: {message}", "spoolctl: {title}: {message}"),
     "hint": ("  {hint}", "  {hint}"),
@@ -231,6 +274,10 @@ _SAID: Catalogue = {
     "reason_lost": (
         "nobody knows how it ended (a restart of the computer): it may have run; requeue it if that does no harm",
         "終わり方が分かりません(計算機の再起動など)。再実行して差し支えなければrequeueしてください",
+    ),
+    "reason_abnormal": (
+        "the site's poller said abnormal: the command failed, or wrote none of the outputs: read its logs",
+        "サイトのポーリングプログラムが異常終了を報告しました。ログと出力の指定を確認してください",
     ),
     "reason_unreachable": (
         "the site was silent for too long: see that its agent and its line work, then requeue",

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from spool import jsonio, log, published
 from spool.errors import Conflict, NotFound, SpoolError
 from spool.fields import Fields
-from spool.files import read_record, replace_file
+from spool.files import open_beneath, read_record, remove_tree, replace_file, sync_file
 from spool.incoming import Digests, Incoming
+from spool.manifest import hash_fd
 from spool.patterns import literal
 from spool.published import ABNORMAL, CALC_END, ERROR
 from spool.records import CANCELED, FileEntry, Job, JobState, Result
@@ -36,11 +37,15 @@ class OutOfTurn(Conflict):
 
 @dataclass(frozen=True)
 class Trace:
-    """poller.json: what the poller of one run has said. `end` is empty, `calc end` or `abnormal`; `media` by name in the job."""
+    """poller.json: what the poller of one run has said. `end` is empty, `calc end` or `abnormal`; `media` by name in the job.
+
+    `closed`: the results are being judged, and no others are taken.
+    """
 
     received: bool = False
     end: str = ""
     returned: bool = False
+    closed: bool = False
     media: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -55,8 +60,8 @@ class Trace:
             fields = Fields(jsonio.loads(read_record(incoming.folder / "poller.json", _MAX_BYTES), "poller.json"), "poller.json")
         except FileNotFoundError:
             return cls()
-        received, returned = fields.boolean("received", False), fields.boolean("returned", False)
-        return cls(received, fields.string("end", ""), returned, fields.mapping("media"))
+        words = {name: fields.boolean(name, False) for name in ("received", "returned", "closed")}
+        return cls(**words, end=fields.string("end", ""), media=fields.mapping("media"))
 
     def write(self, incoming: Incoming) -> None:
         """Replace the record, durably."""
@@ -67,6 +72,10 @@ class Trace:
 def poller_name(token_id: str, address: str) -> str:
     """Return the name under which a poller claims: its token and its real address."""
     return f"poller-{token_id}@{re.sub(r'[^0-9A-Za-z.-]', '_', address)}"[:64]
+
+
+def _token_of(poller: str) -> str:
+    return poller.partition("@")[0]
 
 
 class Pollers:
@@ -128,27 +137,30 @@ class Pollers:
         """calc-params: claim the job for this poller; the repeat of the same poller gets it again."""
         state = self._store.state(job_id)
         if state.state == State.QUEUED and self._can_carry(state):
-            return self._store.claim_one(job_id, agent=poller)
+            try:
+                return self._store.claim_one(job_id, agent=poller)
+            except Conflict:  # somebody was quicker; it may have been a repeat of this very call
+                state = self._store.state(job_id)
         if state.state == State.CLAIMED and state.agent == poller and not self.trace(state).received:
             return state
         raise OutOfTurn(f"job {job_id} is {state.state} and cannot be fetched (any more)", hint="ask calc-request")
 
-    def received(self, job_id: str) -> None:
+    def received(self, job_id: str, poller: str) -> None:
         """calc-params-complete"""
-        with self._turn(job_id, State.CLAIMED) as state:
+        with self._turn(job_id, poller, State.CLAIMED) as state:
             incoming = self.incoming(state)
             replace(Trace.read(incoming), received=True).write(incoming)
 
     def start(self, job_id: str, poller: str) -> None:
         """calc-start: claimed -> running, once the inputs were received."""
-        with self._turn(job_id, State.CLAIMED, State.RUNNING) as state:
+        with self._turn(job_id, poller, State.CLAIMED, State.RUNNING) as state:
             if not self.trace(state).received:
                 raise OutOfTurn(f"the inputs of job {job_id} were not received", hint="say calc-params-complete first")
         self._store.start(job_id, state.run_id, by=poller)
 
     def end(self, job_id: str, poller: str, word: str) -> None:
         """calc-end: running -> returning; `word` is `calc end` or `abnormal`."""
-        with self._turn(job_id, State.RUNNING, State.RETURNING) as state:
+        with self._turn(job_id, poller, State.RUNNING, State.RETURNING) as state:
             incoming = self.incoming(state)
             trace = Trace.read(incoming)
             if trace.returned or trace.end not in ("", word):
@@ -156,37 +168,56 @@ class Pollers:
             replace(trace, end=word).write(incoming)
         self._store.returning(job_id, state.run_id, by=poller, exit_code=0 if word == CALC_END else None)
 
-    def results(self, job_id: str, files: Mapping[str, Stored], media: Mapping[str, list[str]]) -> None:
-        """send-results: keep the files; a repeat replaces what was kept."""
-        with self._turn(job_id, State.RETURNING) as state:
+    def results(self, job_id: str, poller: str, files: Mapping[str, Stored], media: Mapping[str, list[str]]) -> None:
+        """send-results: keep the files; a repeat replaces what was kept. Of two at once one is kept whole."""
+        with self._turn(job_id, poller, State.RETURNING):
             pass
-        self.incoming(state).adopt(files)
-        with self._turn(job_id, State.RETURNING) as now:
-            if now.run_id != state.run_id:
-                raise OutOfTurn(f"job {job_id} was given up meanwhile", hint="ask calc-request")
+        for item in files.values():  # outside of the lock, under which they are only renamed
+            sync_file(item.path)
+        with self._turn(job_id, poller, State.RETURNING) as state:
             incoming = self.incoming(state)
-            replace(Trace.read(incoming), returned=True, media=dict(media)).write(incoming)
+            trace = Trace.read(incoming)
+            if trace.closed:
+                raise OutOfTurn(f"the results of job {job_id} are complete", hint="say end-send, or ask calc-request")
+            if trace.returned:  # what a crash leaves of two sendings must not count
+                replace(trace, returned=False, media={}).write(incoming)
+            remove_tree(incoming.files)  # folders too: what was one may be a file now
+            incoming.adopt(files)
+            replace(trace, returned=True, media=dict(media)).write(incoming)
 
     def end_send(self, job_id: str, poller: str) -> JobState:
         """end-send: verify, move in and end the job; without results it has failed."""
-        state = self._store.state(job_id)
-        result = self._store.result(job_id) if state.state in (State.COMPLETED, State.FAILED) else None
-        if result is not None and result.run_id == state.run_id and state.agent.startswith("poller-"):
+        try:
+            with self._turn(job_id, poller, State.RETURNING) as state:
+                pass
+        except OutOfTurn:
+            state = self._store.state(job_id)
+            result = self._store.result(job_id) if state.state in (State.COMPLETED, State.FAILED) else None
+            if result is None or result.run_id != state.run_id or not self._has(state, poller):
+                raise
             return state
-        with self._turn(job_id, State.RETURNING) as state:
-            pass
         return self._finish(state, poller)
 
     # Judging
 
+    def _has(self, state: JobState, poller: str) -> bool:
+        """True where the job's run is this poller's. While the command runs its address may change, if it had no earlier run."""
+        if state.agent == poller or not state.agent.startswith("poller-"):
+            return state.agent == poller
+        if state.state == State.CLAIMED or _token_of(state.agent) != _token_of(poller):
+            return False
+        return all(entry.by != poller or entry.run_id == state.run_id for entry in self._store.history(state))
+
     @contextlib.contextmanager
-    def _turn(self, job_id: str, *states: State) -> Iterator[JobState]:
-        """Hold the job's lock, the job being a poller's and in one of `states`; a cancel that was asked for is confirmed here."""
+    def _turn(self, job_id: str, poller: str, *states: State) -> Iterator[JobState]:
+        """Hold the job's lock, the run being this poller's and in one of `states`; a cancel asked for is confirmed here."""
         canceled = None
         with self._store.locked(job_id) as state:
+            if not self._has(state, poller):
+                raise OutOfTurn(f"job {job_id} is {state.state}, and not this poller's", hint="ask calc-request")
             if state.cancel_requested_at and state.state in (State.RUNNING, State.RETURNING):
                 canceled = state
-            elif state.state not in states or not state.agent.startswith("poller-"):
+            elif state.state not in states:
                 raise OutOfTurn(f"job {job_id} is {state.state} and this step cannot follow", hint="ask calc-request")
             else:
                 yield state
@@ -219,26 +250,38 @@ class Pollers:
             self._finish(state, poller)
 
     def _finish(self, state: JobState, poller: str) -> JobState:
-        trace = self.trace(state)
-        return accept(self._store, self._judge(state, trace), by=poller, digests=self._digests)
+        """Close the results of a returning job, so that none come between their judgement and their acceptance; end it."""
+        with self._store.locked(state.id) as now:
+            incoming = self.incoming(now)
+            if now.run_id == state.run_id and now.state not in FINAL:
+                replace(Trace.read(incoming), closed=True).write(incoming)
+            trace = Trace.read(incoming)
+        try:
+            result = self._judge(state, trace)
+        except FileNotFoundError as exc:  # not sent again either: it must not stay like this for ever
+            log.error("results_gone", job=state.id, run=state.run_id, why=exc)
+            result = self._judge(state, replace(trace, returned=False))
+        return accept(self._store, result, by=poller, digests=self._digests)
 
     def _judge(self, state: JobState, trace: Trace) -> Result:
         """Return the result that the poller's words come to."""
-        job, incoming = self._store.job(state.id), self.incoming(state)
-        files = self._here(incoming, trace)
-        missing = [name for name in map(literal, job.outputs) if name and f"out/{name}" not in {item.path for item in files}]
+        job = self._store.job(state.id)
+        kept = [name for name, kind in trace.media.items() if kind[0] != ERROR] if trace.returned else []
+        missing = [name for name in map(literal, job.outputs) if name and f"out/{name}" not in kept]
         reason, message = _verdict(job, trace, missing)
         return Result(
             id=state.id, run_id=state.run_id, attempt=state.attempt, exit_code=0 if trace.end == CALC_END else None,
-            reason=reason, message=message, started_at=state.started_at, finished_at=state.changed_at, files=tuple(files),
-            missing=tuple(missing), extra={"media": dict(trace.media)},
+            reason=reason, message=message, started_at=state.started_at, finished_at=state.changed_at,
+            files=tuple(self._entry(state, name) for name in kept), missing=tuple(missing), extra={"media": dict(trace.media)},
         )  # fmt: skip
 
-    @staticmethod
-    def _here(incoming: Incoming, trace: Trace) -> list[FileEntry]:
-        if not trace.returned:
-            return []
-        return [incoming.entry(name) for name, kind in trace.media.items() if kind[0] != ERROR]
+    def _entry(self, state: JobState, name: str) -> FileEntry:
+        with contextlib.suppress(FileNotFoundError):
+            return self.incoming(state).entry(name)
+        # a repeat at once, or a crash, between the move and the final state
+        with open(open_beneath(self._store.paths.job(state.id).folder, name, os.O_RDONLY), "rb") as file:
+            digest, size = hash_fd(file.fileno())
+        return FileEntry(name, size, digest)
 
 
 def _verdict(job: Job, trace: Trace, missing: list[str]) -> tuple[str, str]:

@@ -31,13 +31,14 @@ from spool.errors import (
     UnknownSite,
     from_os_error,
 )  # fmt: skip
-from spool.files import free_bytes, remove_tree
+from spool.files import free_bytes
 from spool.incoming import Digests
 from spool.names import is_id, new_id
 from spool.paths import JobPaths
 from spool.published import ABNORMAL, BASE, CALC_END, GOT_RETURN, VIA
 from spool.records import FileEntry, Job, JobState
 from spool.registering import publish_new
+from spool.scratch import scratch
 from spool.server import files
 from spool.server.auth import Asker, Auth
 from spool.server.pollers import OutOfTurn, Pollers, poller_name
@@ -114,18 +115,16 @@ class Published:
     def add(self) -> HTTPResponse:
         """POST add-calcinfo: register a job, which waits only after allow-wait-calc."""
         asker = self._asker("submitter")
-        folder = self._folder()
         try:
-            document = self._large(folder, is_input)
-            return errors(200, "", accept_id=self._register(asker, document).id)
+            with scratch(self._store.paths, "published") as folder:
+                document = self._large(folder, is_input)
+                return errors(200, "", accept_id=self._register(asker, document).id)
         except Told as told:
             return errors(told.code, told.message, 202)
         except (InvalidName, InvalidRecord, InvalidRequest, UnknownSite) as exc:
             return errors(400, f"{exc.message} ({exc.hint})", 202)
         except (CommandNotAllowed, NotAllowed) as exc:
             return errors(401, f"{exc.message} ({exc.hint})", 202)
-        finally:
-            remove_tree(folder)
 
     def _register(self, asker: Asker, document: dict[str, Any]) -> JobState:
         calc = document.get("calc-info")
@@ -231,8 +230,7 @@ class Published:
 
     def params_complete(self) -> HTTPResponse:
         """POST calc-params-complete: the poller has the inputs."""
-        job_id, _ = self._in_hand(self._small())
-        self._pollers.received(job_id)
+        self._pollers.received(*self._in_hand(self._small()))
         return errors(200, "")
 
     def start(self) -> HTTPResponse:
@@ -250,13 +248,10 @@ class Published:
     def send_results(self) -> HTTPResponse:
         """POST send-results: RESULTS, taken in as a stream."""
         asker = self._asker("agent")
-        folder = self._folder()
-        try:
+        with scratch(self._store.paths, "published") as folder:
             document = self._large(folder, is_result)
-            job_id, _ = self._in_hand(document, asker)
-            self._pollers.results(job_id, *results_sent(document, self._store.job(job_id)))
-        finally:
-            remove_tree(folder)
+            job_id, poller = self._in_hand(document, asker)
+            self._pollers.results(job_id, poller, *results_sent(document, self._store.job(job_id)))
         return errors(200, "")
 
     def end_send(self) -> HTTPResponse:
@@ -298,11 +293,6 @@ class Published:
     def _small(self) -> dict[str, Any]:
         self._asker()
         return jsonio.loads(files.read_body(request.environ, SMALL_BYTES), "the body")
-
-    def _folder(self) -> Path:
-        folder = self._store.paths.tmp / f"published.{new_id()}"
-        folder.mkdir(0o770)
-        return folder
 
     def _large(self, folder: Path, is_file: Callable[[Any], bool]) -> dict[str, Any]:
         length = files.body_length(request.environ, published.MAX_BODY_BYTES)

@@ -12,6 +12,7 @@ from spool.drops import Drops, may_accept
 from spool.errors import NotFound, SpoolError
 from spool.published import VIA
 from spool.records import JobState
+from spool.scratch import sweep
 from spool.server.sync import Contacts
 from spool.states import Reason, State
 from spool.store import Store
@@ -20,6 +21,7 @@ DROP_EVERY_S = 0.05
 CONTACT_EVERY_S = 5.0
 EXPIRY_EVERY_S = 30.0
 MAX_STEP_S = 60.0
+SWEEP_EVERY_S = 600.0
 
 
 class Upkeep:
@@ -28,6 +30,7 @@ class Upkeep:
     def __init__(self, store: Store, config: LiveConfig, contacts: Contacts) -> None:
         self._store = store
         self._config = config
+        self._next_sweep = 0.0
         self._contacts = contacts
         self._drops = Drops(store)
         self._stop = threading.Event()
@@ -77,6 +80,10 @@ class Upkeep:
         if now >= self._next_expiry:
             self._next_expiry = now + min(EXPIRY_EVERY_S, config.server["unclaimed_s"] / 4)
             self._expire()
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_EVERY_S
+            for name in sweep(self._store.paths):
+                log.info("swept", name=name)
 
     def _look_at_silent_agents(self) -> None:
         sites = self._config.get().sites

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import ssl
@@ -71,3 +72,18 @@ def test_a_client_cannot_forge_its_address(rig: Rig, front: tuple[str, ssl.SSLCo
     ]
     assert codes == [401] * 10 + [429] * 2
     assert "10.0.0." not in server.output()
+
+
+def test_a_published_request_may_be_large(rig: Rig, front: tuple[str, ssl.SSLContext]) -> None:
+    """Beyond the chunk that the calls of /v1 may have; those stay limited."""
+    rig.start_server({"site-a": {"commands": "*"}}, trusted_proxy="127.0.0.1")
+    url, context = front
+    headers = {"Authorization": f"Bearer {rig.token('mint', 'submitter', 'agent')}"}
+    files = {"in.dat": [base64.b64encode(bytes(60_000_000)).decode()]}
+    body = json.dumps({"calc-info": {"remote-site": "site-a", "command": "x", "parameter_files": files}}).encode()
+    request = urllib.request.Request(f"{url}/mi-distcomp-api/add-calcinfo", body, headers)
+    with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+        job = json.load(answer)["errors"][0]["accept_id"]
+    assert rig.state(job)["inputs"][0]["size"] == 60_000_000
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/jobs", body, headers), context=context, timeout=60)

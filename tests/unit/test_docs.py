@@ -25,7 +25,7 @@ from components.rig import REPO, Rig
 from components.waiting import wait_until
 from server.spools import config, new_store, quick_job, result_of
 from spool import config as spool_config
-from spool import errors, jsonio, sample
+from spool import errors, jsonio, published, sample
 from spool.agent import arguments
 from spool.agent import config as agent_config
 from spool.agent import sample as agent_sample
@@ -39,6 +39,7 @@ from spool.records import HistoryEntry, Job, JobState, Result
 from spool.runner import RUNNER_SH
 from spool.server import pages, problems, sync
 from spool.server.auth import Asker
+from spool.server.published import Published
 from spool.server.tokens import ROLES, Token
 from spool.server.v1 import V1
 from spool.server.wakeups import Wakeups
@@ -286,6 +287,21 @@ def test_routes() -> None:
     roles = {word for row in table("docs/protocol.md", "Routes") for word in row[2].split(", ")}
     assert roles == {*ROLES, "all", "everybody", "no token"}
     assert column(table("docs/security.md", "Tokens")) == list(ROLES)
+
+
+def test_calls_of_the_published_protocol() -> None:
+    _, words = tables(section("docs/protocol.md", "The published protocol"))
+    calls = [(row[0], row[1]) for row in table("docs/protocol.md", "The published protocol")]
+    assert calls == [(method, name) for method, name, _ in Published.routes(object.__new__(Published))]
+    assert len(calls) == 14
+    expected = []
+    for state in State:
+        first, then = published.PROGRESS[state]
+        status = published.STATUS[state] + (", or `abnormal` where the command ended so" if state == State.RETURNING else "")
+        expected.append([str(state), first, then if then != first else "", status])
+    assert [[cell.replace("`", "") for cell in row] for row in words] == [
+        [cell.replace("`", "") for cell in row] for row in expected
+    ]
 
 
 def _kinds(base: type[SpoolError]) -> Iterator[type[SpoolError]]:
