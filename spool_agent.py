@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """spool_agent.py: runs at the company, fetches the jobs its site may run, runs them, returns what may leave (docs/agent.md).
 
-    spool_agent.py SITE URL TOKEN|@FILE [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
+    spool_agent.py SITE URL TOKEN|@FILE|login [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
     spool_agent.py --config etc/agent.ini [--once]
     spool_agent.py init | check [--config etc/agent.ini]
 
@@ -23,10 +23,12 @@ from types import FrameType
 
 from spool import __version__, log
 from spool.agent import arguments, setup
-from spool.agent.client import Client, retry_delay_s
+from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base
 from spool.agent.loop import Agent
+from spool.agent.protocol import connect
+from spool.agent.published_calls import ANSWERED
 from spool.errors import Busy, ConfigError, NotAllowed, SpoolError, Unauthorized, UnknownSite, from_os_error, is_no_space
 from spool.runner import LocalRunner, install
 
@@ -57,16 +59,22 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_TRY_LATER
     except SpoolError as exc:
         print(f"spool_agent.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
-        return EXIT_CONFIG if isinstance(exc, ConfigError) else EXIT_TRY_LATER
+        return _exit_code(exc)
     except OSError as exc:
         print(f"spool_agent.py: {exc}\n  correct the path, or free space; then start it again", file=sys.stderr)
         return EXIT_TRY_LATER if is_no_space(exc) else EXIT_CONFIG
 
 
+def _exit_code(exc: SpoolError) -> int:
+    if isinstance(exc, (Unauthorized, NotAllowed)):
+        return EXIT_NOT_ALLOWED
+    return EXIT_CONFIG if isinstance(exc, ConfigError) else EXIT_TRY_LATER
+
+
 def _work(config: AgentConfig, args: arguments.Arguments, base: Base, identity: tuple[str, int]) -> int:
     stop = Stop()
-    client = Client(config.agent["url"], config.token, verify=arguments.verify(config, args))
-    agent = Agent(config, client, base, identity, LocalRunner(install(base.control)))
+    server = connect(config, base, arguments.verify(config, args))
+    agent = Agent(config, server, base, identity, LocalRunner(install(base.control)))
     arguments.greet(config, args)
     log.info("started_agent", site=config.agent["site"], url=config.agent["url"], base=config.base, version=__version__)
     in_hand = agent.take_up_again()
@@ -134,17 +142,21 @@ def _sync_for_ever(agent: Agent, stop: Stop, args: arguments.Arguments) -> int:
             tries = 0
         except Exception as caught:  # noqa: BLE001 - outermost frame of the thread: jobs in hand must not lose their agent
             exc = _told(caught)
-            tries += 1
+            tries = 0 if isinstance(exc, ANSWERED) else tries + 1
             if args.retry and tries > args.retry[0] and not agent.in_hand():
                 log.error("given_up", tries=tries, why=exc)
-                return EXIT_NOT_ALLOWED if isinstance(exc, (Unauthorized, NotAllowed)) else EXIT_TRY_LATER
-            asked_s = float(getattr(exc, "retry_after_s", 0))
-            delay_s = max(args.retry[1], asked_s) if args.retry else retry_delay_s(tries - 1, exc)
+                return _exit_code(exc)
+            delay_s = agent.pause_s(False, False) if isinstance(exc, ANSWERED) else _delay_s(args, tries, exc)
             log.warning("sync_failed", code=exc.code, in_s=f"{delay_s:.1f}", why=exc, hint=exc.hint)
             stop.now.wait(delay_s)
             continue
         stop.now.wait(agent.pause_s(bool(wait_s) and time.monotonic() - began >= SHORT_S, news))
     return 0
+
+
+def _delay_s(args: arguments.Arguments, tries: int, exc: SpoolError) -> float:
+    asked_s = float(getattr(exc, "retry_after_s", 0))
+    return max(args.retry[1], asked_s) if args.retry else retry_delay_s(tries - 1, exc)
 
 
 def _told(caught: Exception) -> SpoolError:
@@ -177,9 +189,8 @@ def _once(agent: Agent, stop: Stop) -> int:
 
 
 def _say_goodbye(agent: Agent) -> None:
-    """Tell the server what this agent leaves, so that a job it was just given is free for others at once."""
     try:
-        agent.sync(0, leaving=True)
+        agent.say_goodbye()
     except (SpoolError, OSError) as exc:
         log.debug("goodbye_not_heard", why=exc)
 

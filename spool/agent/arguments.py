@@ -8,19 +8,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from spool import __version__
-from spool.addresses import is_loopback
+from spool.addresses import published_url
 from spool.agent.config import AgentConfig, find_config, finish_config, read_config, read_token
-from spool.errors import ConfigError
+from spool.agent.login import login
+from spool.errors import ConfigError, InvalidName
+from spool.names import check_user
 
-PUBLISHED_PORT = 50443
 PUBLISHED_BASE = "/tmp"
 PUBLISHED_RETRY = (5, 60.0)
 VERBS = ("init", "check")
+LOGIN = "login"
 USAGE = """\
-  spool_agent.py SITE URL TOKEN|@FILE [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
+  spool_agent.py SITE URL TOKEN|@FILE|login [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
   spool_agent.py --config etc/agent.ini [--once]
   spool_agent.py init | check [--config etc/agent.ini]"""
 
@@ -53,7 +54,7 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--url", default="", help="init: the server's address")
     parser.add_argument("--token-file", default="", help="init: the file that holds the token")
     parser.add_argument("--version", action="version", version=f"mint-spool {__version__}")
-    parser.add_argument("words", nargs="*", help="SITE URL TOKEN|@FILE and options, or a verb")
+    parser.add_argument("words", nargs="*", help="SITE URL TOKEN|@FILE|login and options, or a verb")
     given = parser.parse_args(argv)
     common = {"config": given.config, "once": given.once, "debug": given.debug}
     if not given.words:
@@ -71,8 +72,6 @@ def parse(argv: list[str]) -> Arguments:
 def _published(words: list[str], common: dict[str, Any]) -> Arguments:
     values: dict[str, Any] = {**common, "published": True, "retry": PUBLISHED_RETRY, "calc_base": PUBLISHED_BASE}
     values.update(site=words[0], token=words[2])
-    if words[2] == "login":
-        raise ValueError("login with user and password is not known to this release: give @FILE, a file that holds the token")
     port = 0
     for word in words[3:]:
         key, _, value = word.partition(":")
@@ -88,37 +87,29 @@ def _published(words: list[str], common: dict[str, Any]) -> Arguments:
             values["debug"] = True
         else:
             raise ValueError(f"{word!r} is no option: port:N retry:N,S no_auth[:CAFILE] calc_base:DIR debug")
-    return Arguments(**values, url=base_url(words[1], port))
-
-
-def base_url(text: str, port: int) -> str:
-    """Return the server's address as the published form means it: https unless loopback, port 50443 unless named.
-
-    `port` (from ``port:N``, 0 where not given) wins over one in the URL.
-    """
-    parts = urlsplit(text if "//" in text else f"//{text}")
-    try:
-        host, own_port = parts.hostname, parts.port
-    except ValueError as exc:
-        raise ValueError(f"{text!r} is no address of a server: {exc}") from exc
-    if not host:
-        raise ValueError(f"{text!r} is no address of a server")
-    scheme = "http" if is_loopback(host) and parts.scheme != "https" else "https"
-    shown = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{shown}:{port or own_port or PUBLISHED_PORT}{parts.path.rstrip('/')}"
+    return Arguments(**values, url=published_url(words[1], port))
 
 
 def configure(args: Arguments, program: Path) -> AgentConfig:
     """Read agent.ini and lay the command line over it; raise `ConfigError` where nothing can come of it."""
     config = read_config(find_config(args.config, program))
     overrides: dict[str, Any] = {}
-    token = ""
+    user = token = ""
     if args.published:
         overrides = {"site": args.site, "url": args.url, "base": Path(args.calc_base).absolute()}
-        token = _token(args.token)
+        user, token = login(args.url) if args.token == LOGIN else ("", _token(args.token))
     if not config.commands:
         print(f"spool_agent.py: {config.source} allows no command: every job will be refused", file=sys.stderr)
-    return finish_config(config, overrides, token=token)
+    return finish_config(config, overrides, token=token, user=_checked(user))
+
+
+def _checked(user: str) -> str:
+    """Return the logged-in user's name where policies can name him, else none."""
+    try:
+        return check_user(user) if user else ""
+    except InvalidName as exc:
+        print(f"spool_agent.py: the user's name is not used: {exc.message}", file=sys.stderr)
+        return ""
 
 
 def _token(word: str) -> str:

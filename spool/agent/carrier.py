@@ -15,9 +15,10 @@ from typing import Callable, TypeVar
 
 from spool import log
 from spool.agent import policy, release, transfer
-from spool.agent.client import Client, retry_delay_s
+from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import LocalJob
+from spool.agent.protocol import JobClient
 from spool.errors import (
     Conflict,
     DigestMismatch,
@@ -57,7 +58,7 @@ class Carrier:
     """Carries one job in a thread of its own. `told` is what the latest sync said is wanted of it."""
 
     def __init__(
-        self, local: LocalJob, client: Client, config: AgentConfig, runner: LocalRunner, sync_soon: Callable[[], None]
+        self, local: LocalJob, client: JobClient, config: AgentConfig, runner: LocalRunner, sync_soon: Callable[[], None]
     ) -> None:
         self.local = local
         self.done = False
@@ -168,8 +169,9 @@ class Carrier:
     def _fetch(self) -> None:
         """Bring job.json and the inputs here, judge them by the site's policy, and make `run/` and `work/` ready."""
         local = self.local
-        state = local.state
         job = self._job()
+        local.announce(self._client.inputs(local.state), job.command)
+        state = local.state
         # Judged before a byte of input is fetched, and again at every start: the policy may have changed.
         order = policy.allow(self._config, job, state, local.paths.work)
         transfer.fetch_inputs(self._client, state.id, local.paths, state.inputs)

@@ -1,8 +1,6 @@
 """The agent's requests to /v1 (docs/protocol.md): one function a call, every error one of the family.
 
-An answer that is not this API's JSON (a proxy's page) counts as no answer. The token is sent by an `AuthBase`, because a
-~/.netrc entry would replace a plain header; `verify=` is passed on each call, because REQUESTS_CA_BUNDLE would replace the
-session's.
+An answer that is not this API's JSON (a proxy's page) counts as no answer.
 """
 
 from __future__ import annotations
@@ -10,25 +8,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import requests
-from requests.auth import AuthBase
 
-from spool import __version__, errors, jsonio
+from spool import errors, jsonio
+from spool.agent.connection import READ_S, Connection, Stream
 from spool.errors import OffsetMismatch, SpoolError, TooManyTries, Unreachable
-from spool.records import JobState, Result
+from spool.records import FileEntry, JobState, Result
 
-CONNECT_S = 15.0
-READ_S = 120.0
 GOODBYE_S = 5.0
 RETRY_CAP_S = 300.0
 MAX_RETRY_AFTER_S = 3600
 BLOCK_BYTES = 1 << 18
+ENVELOPE_BYTES = 1 << 16
 BLOCK_AFTER_CUT_BYTES = 1 << 14  # a cut costs at most one block: small ones from the first cut on
 
 _BY_CODE: dict[str, type[SpoolError]] = {
@@ -36,6 +32,10 @@ _BY_CODE: dict[str, type[SpoolError]] = {
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, SpoolError) and kind not in (OffsetMismatch, TooManyTries, SpoolError)
 }
+
+
+class NotThisApi(Unreachable):
+    """Whoever answered has no /v1: 404 or 405 from something else, or an answer of the published protocol."""
 
 
 class ServerError(SpoolError):
@@ -55,15 +55,6 @@ def retry_delay_s(tries: int, error: SpoolError | None = None) -> float:
     return min(RETRY_CAP_S, 2.0 * 2.0 ** min(tries, 10)) * random.uniform(0.5, 1.0)
 
 
-class _Bearer(AuthBase):
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
 class _Chunk:
     """The next `length` bytes of an open file, sent with a Content-Length and never held whole."""
 
@@ -81,62 +72,20 @@ class _Chunk:
         return iter(lambda: self.read(BLOCK_BYTES), b"")
 
 
-class _Stream:
-    """The body of an answer as a file that tarfile can read; a cut line raises what `_send` knows."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks = blocks
-        self._rest = b""
-
-    def read(self, size: int) -> bytes:
-        while len(self._rest) < size and (block := next(self._blocks, b"")):
-            self._rest += block
-        found, self._rest = self._rest[:size], self._rest[size:]
-        return found
-
-
 class Client:
-    """Talks to one server with one token. Threads may share one: each gets a session of its own."""
+    """Speaks /v1 to one server with one token. Threads may share one."""
 
     def __init__(self, url: str, token: str, *, verify: bool | str = True) -> None:
-        self._url = url.rstrip("/")
-        self._auth = _Bearer(token)
-        self._verify = verify
-        self._local = threading.local()
+        self._connection = Connection(url, token, verify=verify)
         self._block_bytes = BLOCK_BYTES
-
-    def _session(self) -> requests.Session:
-        if not hasattr(self._local, "session"):
-            self._local.session = requests.Session()
-            self._local.session.headers["User-Agent"] = f"mint-spool-agent/{__version__}"
-        session: requests.Session = self._local.session
-        return session
 
     @contextmanager
     def _send(self, method: str, path: str, *, read_s: float = READ_S, **kwargs: Any) -> Iterator[requests.Response]:
-        """Send one request and yield an answer below 400; raise the family's error for everything else."""
-        try:
-            answer = self._session().request(
-                method,
-                self._url + path,
-                auth=self._auth,
-                verify=self._verify,
-                timeout=(CONNECT_S, read_s),
-                allow_redirects=False,
-                stream=True,
-                **kwargs,
-            )
-        except (requests.RequestException, OSError) as exc:
-            raise Unreachable(f"no answer from {self._url}: {_short(exc)}", hint="check network, proxy and port") from exc
-        with answer:
+        """Send one request and yield an answer below 300; raise the family's error for everything else."""
+        with self._connection.send(method, path, read_s=read_s, **kwargs) as answer:
             if answer.status_code >= 300:
                 raise _error(answer)
-            try:
-                yield answer
-            except (requests.RequestException, OSError) as exc:
-                if errors.is_no_space(exc):  # this side's disk, met while the answer was stored
-                    raise
-                raise Unreachable(f"the line to {self._url} was cut: {_short(exc)}", hint="it is tried again") from exc
+            yield answer
 
     def _json(self, method: str, path: str, *, read_s: float = READ_S, data: bytes | None = None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"} if data is not None else {}
@@ -161,6 +110,10 @@ class Client:
             raise Unreachable(f"the answer about job {job_id} holds no state", hint="is the URL that of a mint-spool server?")
         return JobState.parse(jsonio.dumps(value))
 
+    def inputs(self, state: JobState) -> tuple[FileEntry, ...]:
+        """Return the manifest of the inputs, which came with the record."""
+        return state.inputs
+
     @contextmanager
     def download(self, job_id: str, name: str, offset: int, sha256: str) -> Iterator[Iterator[bytes]]:
         """GET one input from `offset` on (bytes); yields its blocks. `OffsetMismatch` where it must start at 0 again."""
@@ -184,7 +137,7 @@ class Client:
         path = f"/v1/jobs/{job_id}/in.tar?max_bytes={max_bytes}&after={quote(after, safe='')}"
         with self._send("GET", path, headers={"Accept-Encoding": "identity"}) as answer:
             _need(answer, "application/x-tar")
-            yield _Stream(answer.iter_content(BLOCK_BYTES))
+            yield Stream(answer.iter_content(BLOCK_BYTES))
 
     def upload_offset(self, job_id: str, run_id: str, name: str) -> int:
         """HEAD: return how many bytes of the result `name` (``out/...`` or ``log/...``) the server has for good."""
@@ -227,7 +180,8 @@ def _error(answer: requests.Response) -> SpoolError:
     if status == 413:
         error = errors.TooLarge(f"{where} takes no body of this size", hint="smaller chunks are tried")
     elif "problem+json" not in answer.headers.get("Content-Type", ""):
-        error = Unreachable(f"{where} was answered {status} by something that is not the server", hint="a proxy, or a wrong URL?")
+        kind = NotThisApi if status in (404, 405) or (status < 500 and _is_published(answer)) else Unreachable
+        error = kind(f"{where} was answered {status} by something that is not the server", hint="a proxy, or a wrong URL?")
     elif answer.request.method == "HEAD":
         error = _of_status(status, where)
     else:
@@ -235,6 +189,15 @@ def _error(answer: requests.Response) -> SpoolError:
     if retry_after.isascii() and retry_after.isdigit():
         error.retry_after_s = max(1, min(MAX_RETRY_AFTER_S, int(retry_after[:9])))  # type: ignore[attr-defined]
     return error
+
+
+def _is_published(answer: requests.Response) -> bool:
+    """True for the published protocol's envelope: its gateway answers a path that it does not have with 403 and that."""
+    try:
+        start = next(answer.iter_content(ENVELOPE_BYTES), b"")
+        return isinstance(jsonio.loads(start, "answer").get("errors"), list)
+    except (SpoolError, requests.RequestException):
+        return False
 
 
 def _of_status(status: int, where: str) -> SpoolError:
@@ -280,9 +243,3 @@ def _offset(answer: requests.Response) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise Unreachable(f"{answer.url} told no Upload-Offset", hint="a proxy that drops headers, or a wrong URL?")
     return int(text)
-
-
-def _short(exc: Exception) -> str:
-    """Return the innermost reason of requests' nested exceptions: what a person can act on."""
-    text = str(exc.__context__ or exc) if not str(exc) else str(exc)
-    return text if len(text) < 300 else text[:297] + "..."

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,6 +72,7 @@ COMMAND = Section(
 )
 
 SECTIONS = (AGENT, RELEASE, COMMAND)
+PUBLISHED_POLL_S = 30.0  # of the published command line, where agent.ini says nothing
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,19 @@ class Command:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """All of agent.ini. `agent` and `release` hold the values of their tables by name."""
+    """All of agent.ini. `agent` and `release` hold the values of their tables by name.
+
+    `user` is the token's owner where he is known; `published_poll_s` the seconds between polls of a published server.
+    """
 
     agent: dict[str, Any]
     release: dict[str, Any]
     commands: dict[str, Command] = field(default_factory=dict)
     source: Path | None = None
     token: str = ""
+    user: str = ""
+    poll_s_given: bool = False
+    published_poll_s: float = 0.0
 
     @property
     def base(self) -> Path:
@@ -136,13 +143,15 @@ def _says_nothing(path: Path) -> bool:
 
 def read_config(path: Path) -> AgentConfig:
     """Read agent.ini; raise `ConfigError` naming the place of whatever is wrong. The token is not read yet."""
-    ini = o.read_ini(path, SECTIONS)
+    raw = o.load(path)
+    ini = o.convert(raw, SECTIONS, str(path))
     agent, release = dict(ini.one("agent")), dict(ini.one("release"))
     for name in ("token_file", "base", "ca_file", "log"):
         if agent[name] is not None:
             agent[name] = path.parent / agent[name]
     commands = {name: _command(name, dict(values), path) for name, values in ini.titled("command").items()}
-    return AgentConfig(agent, release, commands, path)
+    poll_s_given = any(name.lower() == "poll_s" for name in raw.get("agent", {}))
+    return AgentConfig(agent, release, commands, path, poll_s_given=poll_s_given)
 
 
 def _command(name: str, values: dict[str, Any], path: Path) -> Command:
@@ -166,7 +175,7 @@ def _command(name: str, values: dict[str, Any], path: Path) -> Command:
     return Command(name=name, **values)
 
 
-def finish_config(config: AgentConfig, overrides: Mapping[str, Any], *, token: str = "") -> AgentConfig:
+def finish_config(config: AgentConfig, overrides: Mapping[str, Any], *, token: str = "", user: str = "") -> AgentConfig:
     """Return the configuration with the command line's values and the token; raise `ConfigError` where something is missing."""
     agent = {**config.agent, **overrides}
     try:
@@ -178,7 +187,8 @@ def finish_config(config: AgentConfig, overrides: Mapping[str, Any], *, token: s
         if agent["token_file"] is None:
             raise ConfigError("[agent] token_file is missing", hint="put the token into a file of mode 0600 and name it")
         token = read_token(agent["token_file"])
-    return AgentConfig(agent, config.release, config.commands, config.source, token)
+    published_poll_s = PUBLISHED_POLL_S if "site" in overrides and not config.poll_s_given else agent["poll_s"]
+    return replace(config, agent=agent, token=token, user=user, published_poll_s=published_poll_s)
 
 
 def check_url(url: str, allow_http: bool) -> None:

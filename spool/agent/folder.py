@@ -21,7 +21,7 @@ from spool.instants import utc_now
 from spool.locks import file_lock
 from spool.names import is_id
 from spool.paths import JobPaths
-from spool.records import JOB_LIMIT_BYTES, HistoryEntry, Job, JobState, Result
+from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState, Result
 from spool.states import FINAL, State, check_transition
 from spool.store import set_attempt_aside
 
@@ -112,7 +112,9 @@ class LocalJob:
             return None
 
     def begin(self, state: JobState) -> None:
-        """Take a job up: `state` is MInt's record. An earlier run's leavings are moved to `attempts/` first."""
+        """Take a job up: `state` is MInt's record, its `extra` this agent's own. An earlier run's leavings are moved to
+        `attempts/` first.
+        """
         folder = self.paths.folder
         if folder.exists() and os.lstat(folder).st_uid != os.geteuid():
             raise ConfigError(f"{folder} belongs to someone else", hint="use a base of the agent's own")
@@ -128,7 +130,13 @@ class LocalJob:
                 os.rename(self.paths.inputs, self.paths.attempt(number) / "in")
             self.paths.job.unlink(missing_ok=True)
         entry = HistoryEntry(state.revision, utc_now(), "", "claimed", "agent", state.attempt, state.run_id, "taken up")
-        self._write(replace(state, state=State.CLAIMED, extra={}, cancel_requested_at="").with_entry(entry))
+        self._write(replace(state, state=State.CLAIMED, cancel_requested_at="").with_entry(entry))
+
+    def announce(self, inputs: tuple[FileEntry, ...], command: str) -> None:
+        """Note what the job's own documents say of it, where its record did not. Safe to repeat."""
+        state = self.state
+        if (state.inputs, state.command) != (inputs, command):
+            self._write(replace(state, inputs=inputs, command=command))
 
     def mark_ready(self) -> None:
         """Note that only the permission is missing. Safe to repeat."""

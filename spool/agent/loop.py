@@ -13,9 +13,9 @@ from typing import Any, Callable
 
 from spool import __version__, log
 from spool.agent.carrier import Carrier
-from spool.agent.client import Client
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base, LocalJob
+from spool.agent.protocol import PUBLISHED, Server
 from spool.errors import SpoolError, Unreachable
 from spool.files import free_bytes
 from spool.names import is_id
@@ -30,9 +30,9 @@ TAKE_TRIES = 4
 class Agent:
     """The jobs in hand and the syncs about them."""
 
-    def __init__(self, config: AgentConfig, client: Client, base: Base, identity: tuple[str, int], runner: LocalRunner) -> None:
+    def __init__(self, config: AgentConfig, server: Server, base: Base, identity: tuple[str, int], runner: LocalRunner) -> None:
         self.config = config
-        self._client = client
+        self._server = server
         self._base = base
         self._runner = runner
         self._name, self._generation = identity
@@ -78,7 +78,7 @@ class Agent:
         )
 
     def _carry(self, local: LocalJob) -> Carrier:
-        carrier = Carrier(local, self._client, self.config, self._runner, self._news.set)
+        carrier = Carrier(local, self._server.of(local.state), self.config, self._runner, self._news.set)
         with self._lock:
             self._carriers[local.state.id] = carrier
         carrier.start()
@@ -96,9 +96,9 @@ class Agent:
 
     # Syncs
 
-    def sync(self, wait_s: int, *, leaving: bool = False, fresh_room: bool = True) -> bool:
+    def sync(self, wait_s: int, *, fresh_room: bool = True) -> bool:
         """Ask once and pass on what is told; return whether there was any news. Raises the family's errors."""
-        answer = self._client.sync(self._request(wait_s, leaving, fresh_room))
+        answer = self._server.sync(self._request(wait_s, fresh_room))
         jobs = answer.get("jobs")
         if not isinstance(jobs, list):
             raise Unreachable("the answer to sync holds no jobs", hint="is the URL that of a mint-spool server?")
@@ -107,9 +107,13 @@ class Agent:
         # A wait that another sync of this agent ended brought nothing, and is taken up again at once.
         return any(news) or bool(answer.get("superseded"))
 
-    def _request(self, wait_s: int, leaving: bool, fresh_room: bool) -> dict[str, Any]:
+    def say_goodbye(self) -> None:
+        """Tell what this agent leaves, so that a job it was just given is free for others at once."""
+        self._server.goodbye({**self._request(0, fresh_room=False), "leaving": True})
+
+    def _request(self, wait_s: int, fresh_room: bool) -> dict[str, Any]:
         in_hand = self.in_hand()
-        room = max(0, self.config.agent["slots"] - in_hand) if fresh_room and not leaving else 0
+        room = max(0, self.config.agent["slots"] - in_hand) if fresh_room else 0
         if self.closed_to_new or not self._has_space():
             room = 0
         with self._lock:
@@ -124,7 +128,7 @@ class Agent:
             "version": __version__,
             "room": room,
             "wait_s": wait_s,
-            "leaving": leaving or self.stopping,
+            "leaving": self.stopping,
             "jobs": reports,
         }
 
@@ -155,7 +159,7 @@ class Agent:
             former.tell("forget")
             return False  # a later sync tells it again
         try:
-            state = self._client.state(job_id)
+            state = self._server.state(job_id)
             if state.run_id != run_id:
                 return False
             local = LocalJob(self._base.folder / job_id)
@@ -181,7 +185,7 @@ class Agent:
             return
         try:
             message = f"the agent cannot take this job up: {why}"
-            self._client.finish(no_run(self._client.state(job_id), Reason.TRANSFER.value, message))
+            self._server.finish(no_run(self._server.state(job_id), Reason.TRANSFER.value, message))
         except (SpoolError, OSError) as exc:
             log.warning("refusal_not_told", job=job_id, run=run_id, why=exc)
 
@@ -213,9 +217,11 @@ class Agent:
 
     def pause_s(self, waited: bool, news: bool) -> float:
         """Return the seconds until the next sync: hardly any after news or a wait at the server, else `poll_s` with jitter."""
-        if waited or news:
+        published = self._server.protocol == PUBLISHED
+        if news or (waited and not published):
             return LOOK_S
-        pause_s = float(self.config.agent["poll_s"]) * random.uniform(0.9, 1.1)
+        poll_s = self.config.published_poll_s if published else self.config.agent["poll_s"]
+        pause_s = float(poll_s) * random.uniform(0.9, 1.1)
         return min(pause_s, self.config.agent["heartbeat_s"]) if self.in_hand() else pause_s
 
 

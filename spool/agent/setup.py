@@ -9,9 +9,9 @@ from pathlib import Path
 
 from spool.agent import sample
 from spool.agent.arguments import Arguments, configure, verify
-from spool.agent.client import Client
 from spool.agent.config import AgentConfig, candidates
 from spool.agent.folder import Base
+from spool.agent.protocol import connect
 from spool.errors import ConfigError, SpoolError
 from spool.files import free_bytes, write_new
 from spool.runner import install
@@ -75,10 +75,10 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
 
 
 def _ask(config: AgentConfig, args: Arguments) -> str:
-    client = Client(config.agent["url"], config.token, verify=verify(config, args))
+    server = connect(config, Base(config.base), verify(config, args))
     request = {"site": config.agent["site"], "agent": "check", "room": 0, "wait_s": 0, "jobs": []}
     try:
-        client.sync(request)
+        server.sync(request)
     except SpoolError as exc:
         return f"{exc.message} ({exc.hint})"
     return ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spool import log
-from spool.agent.client import Client
+from spool.agent.protocol import JobClient
 from spool.errors import DigestMismatch, OffsetMismatch, TooLarge, TransferFailed, Unreachable
 from spool.files import fsync_dir, open_beneath, parent_beneath, write_all
 from spool.manifest import hash_fd
@@ -29,7 +29,7 @@ MIN_CHUNK_BYTES = 1 << 20
 _ZEROS = bytes(1 << 18)
 
 
-def fetch_inputs(client: Client, job_id: str, paths: JobPaths, inputs: Sequence[FileEntry]) -> None:
+def fetch_inputs(client: JobClient, job_id: str, paths: JobPaths, inputs: Sequence[FileEntry]) -> None:
     """Bring every input into `in/`, verified and durable. Safe to repeat: what is here and right is kept."""
     paths.inputs.mkdir(mode=0o700, exist_ok=True)
     part = paths.folder / "in.part"
@@ -58,7 +58,7 @@ def _here(folder: Path, entry: FileEntry) -> bool:
         os.close(fd)
 
 
-def _fetch_tar(client: Client, job_id: str, target: Path, part: Path, wanted: dict[str, FileEntry], *, after: str) -> None:
+def _fetch_tar(client: JobClient, job_id: str, target: Path, part: Path, wanted: dict[str, FileEntry], *, after: str) -> None:
     with client.download_tar(job_id, after, SMALL_BYTES) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive:
@@ -84,7 +84,7 @@ def _write_part(part: Path, name: str, data: bytes) -> None:
         os.close(fd)
 
 
-def _fetch_one(client: Client, job_id: str, target: Path, part: Path, entry: FileEntry) -> None:
+def _fetch_one(client: JobClient, job_id: str, target: Path, part: Path, entry: FileEntry) -> None:
     name = entry.sha256
     for last in (False, True):
         _download(client, job_id, part / name, entry)
@@ -98,7 +98,7 @@ def _fetch_one(client: Client, job_id: str, target: Path, part: Path, entry: Fil
                 raise TransferFailed(f"in/{entry.path} arrived damaged twice", hint="see docs/operations.md, transfer") from exc
 
 
-def _download(client: Client, job_id: str, path: Path, entry: FileEntry) -> None:
+def _download(client: JobClient, job_id: str, path: Path, entry: FileEntry) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         offset = os.fstat(fd).st_size
@@ -115,7 +115,7 @@ def _download(client: Client, job_id: str, path: Path, entry: FileEntry) -> None
         os.close(fd)
 
 
-def _receive(client: Client, job_id: str, fd: int, offset: int, entry: FileEntry) -> int:
+def _receive(client: JobClient, job_id: str, fd: int, offset: int, entry: FileEntry) -> int:
     with client.download(job_id, entry.path, offset, entry.sha256) as blocks:
         for block in blocks:
             if block != _ZEROS[: len(block)]:
@@ -147,7 +147,7 @@ def _place(target: Path, part: Path, name: str, entry: FileEntry) -> None:
 class Sender:
     """Sends one run's results; the chunk size shrinks where the line or a proxy does not take it."""
 
-    def __init__(self, client: Client, job_id: str, run_id: str, paths: JobPaths, chunk_bytes: int) -> None:
+    def __init__(self, client: JobClient, job_id: str, run_id: str, paths: JobPaths, chunk_bytes: int) -> None:
         self._client = client
         self._job_id = job_id
         self._run_id = run_id

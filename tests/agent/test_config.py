@@ -14,7 +14,8 @@ from agent.company import SITE, Company
 from agent.wire import Act, Wire
 from components.process import clean_env, run
 from components.rig import REPO, Section, write_ini
-from spool.agent.arguments import base_url, parse
+from spool.addresses import published_url
+from spool.agent.arguments import parse
 from spool.agent.config import SECTIONS, finish_config, read_config, read_token
 from spool.errors import ConfigError
 from spool.options import Option
@@ -194,8 +195,8 @@ def test_url(tmp_path: Path, url: str, allow_http: bool, good: bool) -> None:
         ("127.example.com", 0, "https://127.example.com:50443"),
     ],
 )  # fmt: skip
-def test_base_url(text: str, port: int, meant: str) -> None:
-    assert base_url(text, port) == meant
+def test_published_url(text: str, port: int, meant: str) -> None:
+    assert published_url(text, port) == meant
 
 
 def test_published_words() -> None:
@@ -211,7 +212,7 @@ def test_published_words() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["site"], ["site", "url"], ["site", "url", "login"], ["site", "url", "tok", "port:x"], ["site", "url", "tok", "port:"],
+        ["site"], ["site", "url"], ["site", "url", "tok", "port:x"], ["site", "url", "tok", "port:"],
         ["site", "url", "tok", "port:99999"], ["site", "url", "tok", "port:0"], ["site", "url", "tok", "retry:5"],
         ["site", "url", "tok", "retry:x,1"], ["site", "url", "tok", "retry:-1,1"], ["site", "url", "tok", "calc_base:"],
         ["site", "url", "tok", "prot:8443"], ["site", "url", "tok", "debug:yes"], ["site", "http://[", "tok"],
@@ -226,12 +227,6 @@ def test_wrong_words_end_with_2_and_the_usage(words: list[str], capsys: pytest.C
         parse(words)
     assert caught.value.code == 2
     assert "SITE URL TOKEN|@FILE" in capsys.readouterr().err
-
-
-def test_login_is_refused_with_what_to_do(bare: Path, home: Path) -> None:
-    done = agent(bare, home, SITE, "https://h", "login")
-    assert done.returncode == 2
-    assert "@FILE" in done.stderr
 
 
 # ---- the program

@@ -183,12 +183,12 @@ def test_samples_can_be_filled_in(name: str, tmp_path: Path) -> None:
 
 
 def test_the_words_of_the_published_command_line() -> None:
-    port, retry, base = arguments.PUBLISHED_PORT, arguments.PUBLISHED_RETRY, arguments.PUBLISHED_BASE
+    port, retry, base = published.PORT, arguments.PUBLISHED_RETRY, arguments.PUBLISHED_BASE
     defaults = {"port": str(port), "retry": f"{retry[0]},{retry[1]:g}", "calc_base": base}
     given = [f"{word}:{value}" for word, value in (("port", "1"), ("retry", "1,2"), ("no_auth", "f"), ("calc_base", "/x"))]
     made = arguments._published(["s", "http://localhost", "@f", *given, "debug"], {})
     assert made.debug
-    told = re.findall(r"([a-z_]+)(?:\[?:\S+)?", arguments.USAGE.splitlines()[0].partition("@FILE")[2])
+    told = re.findall(r"([a-z_]+)(?:\[?:\S+)?", arguments.USAGE.splitlines()[0].partition("@FILE|login")[2])
     for page, heading in (("docs/agent.md", "Command line"), ("docs/agent.ja.md", "コマンドライン")):
         written = {row[0]: row[1] for row in table(page, heading, 1)}
         assert {name: value for name, value in written.items() if name in defaults} == defaults

@@ -1,0 +1,95 @@
+"""One server, one token: how requests go out, and what counts as no answer at all.
+
+The token is sent by an `AuthBase`, because a ~/.netrc entry would replace a plain header; `verify=` is passed on each call,
+because REQUESTS_CA_BUNDLE would replace the session's. What an answer means is for those who speak a protocol over it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import requests
+from requests.auth import AuthBase
+
+from spool import __version__, errors
+from spool.errors import Unreachable
+
+CONNECT_S = 15.0
+READ_S = 120.0
+
+
+class _Bearer(AuthBase):
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class Connection:
+    """Talks to one server with one token. Threads may share one: each gets a session of its own."""
+
+    def __init__(self, url: str, token: str, *, verify: bool | str = True) -> None:
+        self.url = url.rstrip("/")
+        self._auth = _Bearer(token)
+        self._verify = verify
+        self._local = threading.local()
+
+    def _session(self) -> requests.Session:
+        if not hasattr(self._local, "session"):
+            self._local.session = requests.Session()
+            self._local.session.headers["User-Agent"] = f"mint-spool-agent/{__version__}"
+        session: requests.Session = self._local.session
+        return session
+
+    @contextmanager
+    def send(self, method: str, path: str, *, read_s: float = READ_S, **kwargs: Any) -> Iterator[requests.Response]:
+        """Send one request and yield the answer, whatever its status; `Unreachable` where none came or it was cut.
+
+        `read_s` is the longest silence in seconds. Never repeats a request by itself, and follows no redirection.
+        """
+        try:
+            answer = self._session().request(
+                method,
+                self.url + path,
+                auth=self._auth,
+                verify=self._verify,
+                timeout=(CONNECT_S, read_s),
+                allow_redirects=False,
+                stream=True,
+                **kwargs,
+            )
+        except (requests.RequestException, OSError) as exc:
+            raise Unreachable(f"no answer from {self.url}: {_short(exc)}", hint="check network, proxy and port") from exc
+        with answer:
+            try:
+                yield answer
+            except (requests.RequestException, OSError) as exc:
+                if errors.is_no_space(exc):  # this side's disk, met while the answer was stored
+                    raise
+                raise Unreachable(f"the line to {self.url} was cut: {_short(exc)}", hint="it is tried again") from exc
+
+
+class Stream:
+    """The body of an answer as a file to read from; a cut line raises what `Connection.send` knows."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = b""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes, none at the end."""
+        while len(self._rest) < size and (block := next(self._blocks, b"")):
+            self._rest += block
+        found, self._rest = self._rest[:size], self._rest[size:]
+        return found
+
+
+def _short(exc: Exception) -> str:
+    """Return the innermost reason of requests' nested exceptions: what a person can act on."""
+    text = str(exc.__context__ or exc) if not str(exc) else str(exc)
+    return text if len(text) < 300 else text[:297] + "..."
