@@ -24,7 +24,7 @@ from typing import BinaryIO
 from spool import jsonio
 from spool.errors import DigestMismatch, InvalidRequest, OffsetMismatch
 from spool.fields import Fields
-from spool.files import COPY_BYTES, fsync_dir, open_beneath, parent_beneath, read_record, remove_tree, sync_file, write_all
+from spool.files import COPY_BYTES, fsync_dir, open_beneath, parent_beneath, read_record, remove_tree, write_all
 from spool.manifest import hash_fd
 from spool.names import check_names
 from spool.records import FileEntry
@@ -192,12 +192,11 @@ class Incoming:
     def adopt(self, files: Mapping[str, Stored]) -> None:
         """Take whole files over from elsewhere on this file system, by rename: what `put_group` does without copying.
 
+        Their bytes must be synced already (`spool.files.sync_file`), so that nothing long is done under a lock.
         Safe to repeat with other files: those of an earlier sending are replaced, or taken away where they are not among them.
         """
         self.prepare()
         check_names(files)
-        for item in files.values():
-            sync_file(item.path)
         for old, _, names in os.walk(self.files):
             for name in {str((Path(old) / name).relative_to(self.files)) for name in names} - set(files):
                 self.restart(name)

@@ -89,6 +89,8 @@ def escape(name: str) -> str:
 
 def literal(pattern: str) -> str | None:
     """Return the one name that `pattern` matches: without wildcards, or as `escape` made it; None where it may be several."""
+    if not any(char in pattern for char in "*?["):
+        return pattern
     found = []
     for item in compiled(pattern).items:
         char = item.only if isinstance(item, _Set) else item[1:] if item.startswith("=") else None

@@ -45,6 +45,14 @@ STATUS: dict[State, str] = {
 }
 
 
+POLLER = "poller-"  # how the names begin under which published pollers claim
+
+
+def is_poller(agent: str) -> bool:
+    """True where `agent` is a published poller: silent by its protocol while its command runs."""
+    return agent.startswith(POLLER)
+
+
 def no_permission(path: str) -> str:
     """Return the message of a 403, code "0005", for the call at `path`."""
     return f"{path}への実行権がありません。"

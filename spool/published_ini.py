@@ -33,6 +33,8 @@ def translate(raw: Raw, where: str) -> tuple[Raw, dict[str, tuple[str, ...]]]:
         options = _low(raw.get(name, {}))
         commands[name] = tuple(line.strip() for line in options.pop("commands", "").splitlines() if line.strip())
         ours[f"site {name}"] = {**options, **ours.get(f"site {name}", {})}
+    if not any(title.partition(" ")[0] == "site" for title in ours):  # a slip, or a file that is just being written
+        raise ConfigError(f"{where}: [{_SITES}] names no site", hint="remote_site_ids = ID, one a line")
     unlisted = [title for title in ours if title.partition(" ")[0] not in ("server", "site")]
     for title in unlisted:  # the published server does not look at a section that remote_site_ids does not name
         del ours[title]

@@ -28,6 +28,7 @@ MAX_VALUES = 200_000
 MAX_DEPTH = 16
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _BLANKS = b" \t\r\n"
+_NO_BLANK = re.compile(rb"[^ \t\r\n]")
 _SCALAR = re.compile(rb"[-+.0-9A-Za-z]{1,40}")
 
 Place = tuple[Union[str, int], ...]
@@ -108,12 +109,11 @@ class _Reader:
     def _peek(self) -> bytes:
         """Return the next byte that is no blank, which stays; none at the end."""
         while True:
-            rest = self._buffer[self._at : self._at + 64].lstrip(_BLANKS)
-            if rest:
-                self._at += len(self._buffer[self._at : self._at + 64]) - len(rest)
-                return rest[:1]
-            self._at = min(len(self._buffer), self._at + 64)
-            if self._at == len(self._buffer) and not self._more():
+            match = _NO_BLANK.search(self._buffer, self._at)
+            self._at = match.start() if match else len(self._buffer)
+            if match:
+                return match[0]
+            if not self._more():
                 return b""
 
     def _take(self, wanted: bytes) -> None:
@@ -276,8 +276,10 @@ class _Reader:
 
 
 def _is_escaped(buffer: bytes, start: int, at: int) -> bool:
-    backslashes = at - start - len(buffer[start:at].rstrip(b"\\"))
-    return backslashes % 2 == 1
+    first = at
+    while first > start and buffer[first - 1] == 0x5C:
+        first -= 1
+    return (at - first) % 2 == 1
 
 
 # Writing

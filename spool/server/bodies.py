@@ -1,12 +1,16 @@
 """How large a request may be, by its path, decided before its body is taken in.
 
 waitress takes the whole body before it calls the application, with one limit for all. The calls of /v1 need a chunk, two of
-the published protocol up to 2 GiB: only these get it, and only for a token that counts, while the disk has room.
+the published protocol up to 2 GiB: only these get it, and only for a token that counts, while the disk has room. A request
+with another token goes to the application without its body, which counts the bad try and answers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import time
 from pathlib import Path
 from typing import Any, Callable
 
@@ -15,21 +19,25 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.utilities import Error
 
+from spool.errors import SpoolError
 from spool.files import free_bytes
-from spool.published import BASE, MAX_BODY_BYTES, no_permission
+from spool.published import BASE, MAX_BODY_BYTES
 
 LARGE_CALLS = (f"{BASE}/add-calcinfo", f"{BASE}/send-results")
+SMALL_BYTES = 1 << 20  # the limit of every other published call
 IN_MEMORY_BYTES = 1 << 20  # of a large body; the rest goes to a file in the spool's tmp/
+LOOK_EVERY_BYTES = 16 << 20
+LINGER_S = 30.0
 FACTOR = 2  # the body is on disk encoded, and then decoded beside it
 
 
 class Refusal(Error):  # type: ignore[misc]
     """An answer in the published envelope to a request whose body is not taken in; the connection ends."""
 
-    def __init__(self, status: int, reason: str, code: Any, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
         self.code, self.reason = status, reason
-        self._errors = {"errors": [{"code": code, "message": message}]}
+        self._errors = {"errors": [{"code": status, "message": message}]}
 
     def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Return (status line, headers, body), as waitress asks for."""
@@ -39,23 +47,25 @@ class Refusal(Error):  # type: ignore[misc]
 
 
 class Limits:
-    """Judges large bodies: `known` tells whether a bearer token counts, `spool` is the folder whose disk takes them."""
+    """Judges bodies: `known` tells whether a bearer token counts, `spool` is the folder whose disk takes large ones."""
 
     def __init__(self, known: Callable[[str], bool], spool: Path, min_free_bytes: int) -> None:
         self._known = known
         self._spool = spool
         self._min_free_bytes = min_free_bytes
 
-    def refusal(self, path: str, authorization: str, length: int) -> Refusal | None:
-        """Return why a body of `length` bytes (0: not told, it comes in pieces) is not taken in, or None where it is."""
+    def knows(self, authorization: str) -> bool:
+        """True where the header names a token that counts."""
         scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not self._known(token.strip()):
-            return Refusal(403, "Forbidden", "0005", no_permission(path))
-        if length > MAX_BODY_BYTES:
-            why = f"the request has {length} bytes, {MAX_BODY_BYTES} are taken; send smaller files, or use tools/spoolctl"
-            return Refusal(413, "Request Entity Too Large", 413, why)
-        if free_bytes(self._spool) - FACTOR * length < self._min_free_bytes:
-            return Refusal(507, "Insufficient Storage", 507, "the disk is nearly full: nothing new is taken; try again later")
+        return scheme.lower() == "bearer" and self._known(token.strip())
+
+    def refusal(self, length: int, limit: int) -> Refusal | None:
+        """Return why a body of `length` bytes (0: not told, it comes in pieces) is not taken in, or None where it is."""
+        if length > limit:
+            why = f"the request has {length} bytes, {limit} are taken; send smaller files, or use tools/spoolctl"
+            return Refusal(413, "Request Entity Too Large", why)
+        if limit > SMALL_BYTES and free_bytes(self._spool) - FACTOR * length < self._min_free_bytes:
+            return Refusal(507, "Insufficient Storage", "the disk is nearly full: nothing new is taken; try again later")
         return None
 
 
@@ -63,33 +73,99 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
     """Return waitress's channel with these limits."""
 
     class Parser(HTTPRequestParser):  # type: ignore[misc]
-        """waitress's parser; for large calls it looks before the body comes."""
+        """waitress's parser; for published calls it looks before the body comes, and answers in their envelope."""
 
         adj: Any
+        error: Error | None
+        refused: Refusal | None = None
+        bodyless = False  # given to the application, which refuses it, without its body
+        _limit = 0
+        _looked = 0
 
         def parse_header(self, header_plus: bytes) -> None:
             super().parse_header(header_plus)
-            if self.path in LARGE_CALLS and self.body_rcv is not None:
-                # A length that is told is judged here, once; waitress counts where the body comes in pieces.
-                self.adj = _Large(self.adj, max(self.content_length, MAX_BODY_BYTES) + 1)
+            if self._is_published() and self.body_rcv is not None:
+                self._limit = MAX_BODY_BYTES if self.path in LARGE_CALLS else SMALL_BYTES
+                self.adj = _Limited(self.adj, self._limit)
                 self.body_rcv.getbuf().overflow = IN_MEMORY_BYTES
-                self.error = limits.refusal(self.path, self.headers.get("AUTHORIZATION", ""), self.content_length)
-                self.completed = self.error is not None
+                if not self._is_welcome():
+                    self._drop_body()
+
+        def _is_welcome(self) -> bool:
+            try:
+                if self._limit > SMALL_BYTES and not limits.knows(self.headers.get("AUTHORIZATION", "")):
+                    return False
+                self.refused = limits.refusal(self.content_length, self._limit)
+            except (SpoolError, OSError):  # the application meets it again, and says so
+                return False
+            return True
+
+        def _is_published(self) -> bool:
+            return f" {BASE}/".encode() in getattr(self, "first_line", b"")
+
+        def _drop_body(self) -> None:
+            self.body_rcv, self.content_length, self.chunked = None, 0, False
+            self.headers.update(CONTENT_LENGTH="0", CONNECTION="close")
+            self.expect_continue, self.bodyless = False, True
+
+        def received(self, data: bytes) -> int:
+            consumed: int = super().received(data)
+            if self._is_published():
+                self._look()
+            return consumed
+
+        def _look(self) -> None:
+            if self._limit > SMALL_BYTES and self.body_bytes_received - self._looked > LOOK_EVERY_BYTES:
+                self._looked = self.body_bytes_received
+                self.refused = self.refused or limits.refusal(0, self._limit)
+            if self.refused is None and self.error is not None:
+                why = f"more than {self._limit} bytes" if self.error.code == 413 else str(self.error.body)
+                self.refused = Refusal(self.error.code, self.error.reason, f"the request cannot be taken: {why}")
+            if self.refused is not None:  # waitress would still ask for the body where the client waits to be asked
+                self.error, self.completed, self.expect_continue = self.refused, True, False
 
     class Channel(HTTPChannel):  # type: ignore[misc]
-        """waitress's channel with that parser."""
+        """waitress's channel with that parser.
+
+        What still comes of a refused body is read and thrown away for a while: a connection that is closed over unread bytes is
+        reset, and its client never reads why.
+        """
 
         parser_class = Parser
+        _refused = False
+        _lingers_until = 0.0
+
+        def received(self, data: bytes) -> bool:
+            if self._lingers_until:
+                if time.monotonic() > self._lingers_until:
+                    self.handle_close()
+                return False
+            taken: bool = super().received(data)
+            found = [*self.requests, self.request]
+            self._refused = self._refused or any(isinstance(one, Parser) and (one.refused or one.bodyless) for one in found)
+            return taken
+
+        def readable(self) -> bool:
+            return bool(self._lingers_until) or super().readable()
+
+        def handle_close(self) -> None:
+            if self._refused and not self._lingers_until and self.connected and not self.total_outbufs_len:
+                self._lingers_until = time.monotonic() + LINGER_S
+                self.will_close = self.close_when_flushed = False
+                with contextlib.suppress(OSError):
+                    self.socket.shutdown(socket.SHUT_WR)
+                return
+            super().handle_close()
 
     return Channel
 
 
-class _Large:
+class _Limited:
     """The server's adjustments with another limit of the body."""
 
-    def __init__(self, adjustments: Adjustments, limit_bytes: int) -> None:
+    def __init__(self, adjustments: Adjustments, limit: int) -> None:
         self._adjustments = adjustments
-        self.max_request_body_size = limit_bytes
+        self.max_request_body_size = limit + 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._adjustments, name)

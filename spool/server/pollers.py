@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from spool import jsonio, log, published
-from spool.errors import Conflict, NotFound, SpoolError
+from spool.errors import Conflict, InvalidRecord, NotFound, SpoolError
 from spool.fields import Fields
 from spool.files import open_beneath, read_record, remove_tree, replace_file, sync_file
 from spool.incoming import Digests, Incoming
@@ -55,13 +55,17 @@ class Trace:
 
     @classmethod
     def read(cls, incoming: Incoming) -> Trace:
-        """Return what was said so far."""
+        """Return what was said so far; nothing where that cannot be read any more, so that the job can still end."""
+        path = incoming.folder / "poller.json"
         try:
-            fields = Fields(jsonio.loads(read_record(incoming.folder / "poller.json", _MAX_BYTES), "poller.json"), "poller.json")
+            fields = Fields(jsonio.loads(read_record(path, _MAX_BYTES), "poller.json"), "poller.json")
+            words = {name: fields.boolean(name, False) for name in ("received", "returned", "closed")}
+            return cls(**words, end=fields.string("end", ""), media=fields.mapping("media"))
         except FileNotFoundError:
             return cls()
-        words = {name: fields.boolean(name, False) for name in ("received", "returned", "closed")}
-        return cls(**words, end=fields.string("end", ""), media=fields.mapping("media"))
+        except InvalidRecord as exc:
+            log.error("unreadable", file=path, why=exc)
+            return cls()
 
     def write(self, incoming: Incoming) -> None:
         """Replace the record, durably."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -36,22 +37,23 @@ from spool.incoming import Digests
 from spool.names import is_id, new_id
 from spool.paths import JobPaths
 from spool.published import ABNORMAL, BASE, CALC_END, GOT_RETURN, VIA
-from spool.records import FileEntry, Job, JobState
+from spool.records import JOB_LIMIT_BYTES, FileEntry, Job, JobState
 from spool.registering import publish_new
 from spool.scratch import scratch
 from spool.server import files
 from spool.server.auth import Asker, Auth
+from spool.server.bodies import SMALL_BYTES
 from spool.server.pollers import OutOfTurn, Pollers, poller_name
 from spool.server.problems import STATUS
-from spool.server.published_forms import calc_of, is_input, is_result, job_of, known_of, results_of, results_sent
+from spool.server.published_forms import calc_of, is_input, is_result, job_of, known_of, printable, results_of, results_sent
 from spool.server.sync import Contacts
 from spool.server.v1 import query
 from spool.states import State
 from spool.store import Store
 from spool.streams import length_of, read_document, write_document
 
-SMALL_BYTES = 1 << 20
 END_SEND = "end send"
+VERSION = "published poller"
 
 
 class Told(Exception):
@@ -63,8 +65,8 @@ class Told(Exception):
 
 
 def errors(code: Any, message: str, status: int = 200, **more: Any) -> HTTPResponse:
-    """Return the envelope of nearly every answer."""
-    return _json({"errors": [{"code": code, "message": message, **more}]}, status)
+    """Return the envelope of nearly every answer. A control character, which JSON has only as an escape, is replaced."""
+    return _json({"errors": [{"code": code, "message": printable(message), **more}]}, status)
 
 
 def _json(value: dict[str, Any], status: int = 200) -> HTTPResponse:
@@ -72,10 +74,16 @@ def _json(value: dict[str, Any], status: int = 200) -> HTTPResponse:
     return HTTPResponse(body, status, {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "no-store"})
 
 
-def streamed(document: dict[str, Any]) -> HTTPResponse:
-    """Return an answer that holds files."""
+def streamed(document: dict[str, Any], at_each_block: Callable[[], None] = lambda: None) -> HTTPResponse:
+    """Return an answer that holds files; `at_each_block` is called as it goes out, at the pace of whoever reads it."""
+
+    def blocks() -> Iterator[bytes]:
+        for block in write_document(document):
+            at_each_block()
+            yield block
+
     headers = {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "no-store"}
-    return HTTPResponse(write_document(document), 200, {**headers, "Content-Length": str(length_of(document))})
+    return HTTPResponse(blocks(), 200, {**headers, "Content-Length": str(length_of(document))})
 
 
 class Published:
@@ -89,7 +97,8 @@ class Published:
         self._pollers = Pollers(store, digests)
 
     def mount(self, app: Bottle) -> None:
-        """Add the routes to `app`."""
+        """Add the routes to `app`, and the answer to a path that cannot be read."""
+        app.add_hook("before_request", _check_path)
         for method, name, call in self.routes():
             app.route(f"{BASE}/{name}", method, _in_envelope(call))
 
@@ -144,7 +153,10 @@ class Published:
             for name, item in inputs.items():
                 item.path.rename(paths.inputs / name)
 
-        return publish_new(self._store, state, jsonio.dumps(value), fill=fill)
+        data = jsonio.dumps(value)
+        if len(data) > JOB_LIMIT_BYTES:
+            raise Told(202, 400, f"what describes the job has {len(data)} bytes, {JOB_LIMIT_BYTES} are taken; send it as a file")
+        return publish_new(self._store, state, data, fill=fill)
 
     def allow(self) -> HTTPResponse:
         """POST allow-wait-calc: new -> queued."""
@@ -226,7 +238,9 @@ class Published:
         """GET calc-params: claim the job, and CALC as a stream."""
         job_id, poller = self._in_hand({"accept_id": _parameter("accept_id"), "site_id": _parameter("site_id")})
         state = self._pollers.params(job_id, poller)
-        return streamed({"calc-info": calc_of(self._store.job(job_id), state, self._store.paths.job(job_id))})
+        document = {"calc-info": calc_of(self._store.job(job_id), state, self._store.paths.job(job_id))}
+        # While the inputs are on their way there is contact: else a slow line would lose the job each time.
+        return streamed(document, partial(self._contacts.heard, (state.site, state.user, poller), VERSION))
 
     def params_complete(self) -> HTTPResponse:
         """POST calc-params-complete: the poller has the inputs."""
@@ -279,7 +293,7 @@ class Published:
 
     def _heard(self, asker: Asker, site: str) -> str:
         poller = poller_name(asker.token.id, str(request.environ.get("REMOTE_ADDR", "")))
-        self._contacts.heard((site, asker.user, poller), "published poller")
+        self._contacts.heard((site, asker.user, poller), VERSION)
         return poller
 
     # Requests
@@ -340,6 +354,9 @@ def _in_envelope(call: Callable[[], HTTPResponse]) -> Callable[[], HTTPResponse]
         except OSError as exc:
             log.error("os_error", call=request.path, why=exc)
             return _error(from_os_error(exc, f"{request.method} {request.path}"))
+        except Exception:  # noqa: BLE001 - the outermost frame of a request that answers as the published programs know it
+            log.error("internal", trace=True, call=request.path)
+            return errors(500, "something went wrong here (an operator finds it in the server's log)", 500)
 
     return wrapped
 
@@ -351,6 +368,12 @@ def _error(exc: SpoolError) -> HTTPResponse:
     if isinstance(exc, TooManyTries):
         answer.set_header("Retry-After", str(exc.retry_after_s))
     return answer
+
+
+def _check_path() -> None:
+    raw = str(request.environ.get("bottle.raw_path", ""))
+    if raw.startswith(f"{BASE}/") and not (raw.isascii() and raw.isprintable()):
+        raise errors(400, "the path holds bytes that no call has", 400)
 
 
 def route_error(status: int) -> HTTPResponse:

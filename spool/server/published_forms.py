@@ -70,7 +70,12 @@ def _mapping(calc: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _media(given: list[Any]) -> list[str]:
-    return [item[:MAX_MEDIA_CHARS] if isinstance(item, str) else "" for item in (*given, "", "")][:2]
+    return [printable(item[:MAX_MEDIA_CHARS]) if isinstance(item, str) else "" for item in (*given[:2], "", "")][:2]
+
+
+def printable(text: str) -> str:
+    """Return `text` with a mark for each control character: JSON has them only as escapes, and terminals obey them."""
+    return "".join(char if char >= " " and char != "\x7f" else "\ufffd" for char in text)
 
 
 # What a poller gets

@@ -10,7 +10,7 @@ from spool import log
 from spool.config import LiveConfig
 from spool.drops import Drops, may_accept
 from spool.errors import NotFound, SpoolError
-from spool.published import VIA
+from spool.published import VIA, is_poller
 from spool.records import JobState
 from spool.scratch import sweep
 from spool.server.sync import Contacts
@@ -22,6 +22,7 @@ CONTACT_EVERY_S = 5.0
 EXPIRY_EVERY_S = 30.0
 MAX_STEP_S = 60.0
 SWEEP_EVERY_S = 600.0
+POLLER_RETURN_S = 6 * 3600.0  # its next calc-request gives the job back at once
 
 
 class Upkeep:
@@ -98,9 +99,11 @@ class Upkeep:
         try:
             state = self._store.state(job_id)
             silent_s = self._contacts.silent_s((state.site, state.user, state.agent))
-            if state.state == State.CLAIMED and silent_s > self._config.get().server["claim_return_s"]:
+            if state.state == State.CLAIMED and silent_s > self._return_s(state):
                 self._store.give_back(job_id, state.run_id, by="server", why=f"no contact with {state.agent}")
             limit_s = self._limit_s(state)
+            if is_poller(state.agent) and state.state == State.RUNNING:
+                return  # silent by its protocol until the command has ended
             if state.state in (State.RUNNING, State.HELD, State.RETURNING) and limit_s and silent_s > limit_s:
                 message = f"no contact with {state.agent} for {silent_s:.0f} s"
                 self._store.fail(job_id, state.run_id, by="server", reason=Reason.UNREACHABLE.value, message=message)
@@ -108,6 +111,11 @@ class Upkeep:
             return
         except SpoolError as exc:
             log.warning("upkeep_job", job=job_id, why=exc)
+
+    def _return_s(self, state: JobState) -> float:
+        """Return the silence after which a claimed job goes back; a poller says nothing while it reads its inputs."""
+        limit_s = float(self._config.get().server["claim_return_s"])
+        return max(limit_s, POLLER_RETURN_S) if is_poller(state.agent) else limit_s
 
     def _limit_s(self, state: JobState) -> int | None:
         site = self._config.get().sites.get(state.site)
