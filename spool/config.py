@@ -155,7 +155,7 @@ class SpoolConfig:
         found = self.sites.get(name)
         if found is None:
             known = ", ".join(self.sites) or "none"
-            where = self.source or "spool.ini"
+            where = self.source.name if self.source else "spool.ini"  # users see it too: not the whole path
             raise UnknownSite(f"site {name!r} is not known here", hint=f"known: {known}; an operator adds it to {where}")
         if not found.enabled:
             raise NotAllowed(f"site {name!r} is disabled", hint="an operator sets enabled = yes when it is back")

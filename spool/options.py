@@ -62,6 +62,7 @@ class Ini:
         return {name[len(start) :]: values for name, values in self._values.items() if name.startswith(start)}
 
 
+_PUBLISHED = re.compile(r"(?m)^\[(Server|RemoteSites)\]")
 Raw = dict[str, dict[str, str]]  # title -> option -> text, as the file has them
 
 
@@ -87,7 +88,13 @@ def parse_ini(text: str, sections: Iterable[Section], where: str) -> Ini:
 
 
 def parse(text: str, where: str) -> Raw:
-    """Return the sections and options in the text of an ini file; `where` names it in errors."""
+    """Return the sections and options in the text of an ini file; `where` names it in errors.
+
+    Sections of the published form are read as the published server reads them, by configparser's defaults (``:`` separates
+    too, ``[DEFAULT]`` is inherited).
+    """
+    if _PUBLISHED.search(text):
+        return _parse_published(text, where)
     parser = configparser.ConfigParser(
         interpolation=None, delimiters=("=",), comment_prefixes=("#", ";"), default_section="\0none"
     )
@@ -97,6 +104,22 @@ def parse(text: str, where: str) -> Raw:
     except configparser.Error as exc:
         raise ConfigError(f"{where} cannot be read: {exc}", hint="lines are [section] or option = value") from exc
     return {title: dict(parser.items(title)) for title in parser.sections()}
+
+
+def _parse_published(text: str, where: str) -> Raw:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[method-assign,assignment]
+    try:
+        parser.read_string(text, source=where)
+    except configparser.Error as exc:
+        raise ConfigError(f"{where} cannot be read: {exc}", hint="lines are [section] or option = value") from exc
+    inherited = parser.defaults()
+    found: Raw = {}
+    for title in parser.sections():
+        ours = title.partition(" ")[0] in ("server", "site")
+        items = {name: value.replace("%%", "%") for name, value in parser.items(title)}
+        found[title] = {name: value for name, value in items.items() if not (ours and name in inherited)}
+    return found
 
 
 def convert(raw: Raw, sections: Iterable[Section], where: str) -> Ini:

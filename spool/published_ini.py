@@ -5,6 +5,7 @@
     [SITE]            commands, one a line       -> [site SITE] commands
 
 Sections of our own, `[server]` and `[site NAME]`, may stand in the same file and add the options that the published form has not.
+Other options of published sections are passed over, as the published server does.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def translate(raw: Raw, where: str) -> tuple[Raw, dict[str, tuple[str, ...]]]:
     """
     sites = _low(raw.get(_SITES, {})).get("remote_site_ids", "").split()
     ours = {title: dict(options) for title, options in raw.items() if title not in (_SERVER, _SITES, *sites)}
-    ours["server"] = {**_server(_low(raw.get(_SERVER, {})), where), **ours.get("server", {})}
+    ours["server"] = {**_server(_low(raw.get(_SERVER, {}))), **ours.get("server", {})}
     commands: dict[str, tuple[str, ...]] = {}
     for name in sites:
         options = _low(raw.get(name, {}))
-        commands[name] = tuple(line.strip() for line in options.pop("commands", "").splitlines() if line.strip())
-        ours[f"site {name}"] = {**options, **ours.get(f"site {name}", {})}
+        commands[name] = tuple(line.strip() for line in options.get("commands", "").splitlines() if line.strip())
+        ours.setdefault(f"site {name}", {})
     if not any(title.partition(" ")[0] == "site" for title in ours):  # a slip, or a file that is just being written
         raise ConfigError(f"{where}: [{_SITES}] names no site", hint="remote_site_ids = ID, one a line")
     unlisted = [title for title in ours if title.partition(" ")[0] not in ("server", "site")]
@@ -45,10 +46,7 @@ def _low(options: dict[str, str]) -> dict[str, str]:
     return {name.lower(): text for name, text in options.items()}
 
 
-def _server(options: dict[str, str], where: str) -> dict[str, str]:
-    address, port = options.pop("ipaddress", "127.0.0.1").strip(), options.pop("portnumber", "8082").strip()
-    if options:
-        unknown = sorted(options)[0]
-        raise ConfigError(f"{where}: [Server] has no option {unknown!r}", hint="ipaddress, portnumber; others go into [server]")
+def _server(options: dict[str, str]) -> dict[str, str]:
+    address, port = options.get("ipaddress", "127.0.0.1").strip(), options.get("portnumber", "8082").strip()
     # It names the address to speak plain http on, as the published server does behind its gateway.
     return {"listen": f"[{address}]:{port}" if ":" in address else f"{address}:{port}", "allow_http": "yes"}

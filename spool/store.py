@@ -189,6 +189,13 @@ class Store(Jobs):
                 return self._expire(state, unclaimed or f"expires_at {state.expires_at} has passed")
             return state
 
+    def hand_over(self, state: JobState, agent: str) -> JobState:
+        """Note that the run is with `agent` now, the same party under another name; the caller holds the lock and has judged."""
+        self.queue.add_active(state.site, agent, state.id)
+        moved = self.write(state, state.state, by=agent, why=f"goes on for {state.agent}", agent=agent)
+        self.queue.remove_active(state.site, state.agent, state.id)
+        return moved
+
     def start(self, job_id: str, run_id: str, *, by: str, order: tuple[int, int] = (0, 0)) -> JobState:
         """Give permission to start: claimed -> running, durably, before the command is. Safe to repeat."""
         with self.locked(job_id) as state:
@@ -275,9 +282,14 @@ class Store(Jobs):
             return self.write(state, state.state, by=by, why="cancel requested", **asked)
         return self.end(state, State.CANCELED, by=by, message="canceled before it started", **asked)
 
-    def withdraw(self, job_id: str, *, by: str) -> JobState:
-        """Cancel a job, whatever it is doing, and have it gone for the clients of the published protocol. Safe to repeat."""
+    def withdraw(self, job_id: str, *, by: str, force: bool = True) -> JobState:
+        """Cancel a job, whatever it is doing, and have it gone for the clients of the published protocol. Safe to repeat.
+
+        Without `force` only one that waits for its site; `Conflict` for any other.
+        """
         with self.locked(job_id) as state:
+            if not force and state.state != State.QUEUED:
+                raise Conflict(f"job {job_id} is {state.state} and does not wait", hint="force cancels it")
             gone = {"withdrawn_at": state.withdrawn_at or utc_now()}
             if state.state in FINAL:
                 return state if state.withdrawn_at else self.write(state, state.state, by=by, why="withdrawn", **gone)

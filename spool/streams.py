@@ -28,7 +28,10 @@ MAX_VALUES = 200_000
 MAX_DEPTH = 16
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _BLANKS = b" \t\r\n"
+_MARK = b"\xef\xbb\xbf"
 _NO_BLANK = re.compile(rb"[^ \t\r\n]")
+_RUN = re.compile(rb"(?s)(?:[^\"\\]+|\\u[0-9A-Fa-f]{4}|\\[^u])*")
+_LONGEST_ESCAPE = 6
 _SCALAR = re.compile(rb"[-+.0-9A-Za-z]{1,40}")
 
 Place = tuple[Union[str, int], ...]
@@ -42,11 +45,15 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """A string that was base64, decoded into the file `path`: its size in bytes, and SHA-256 as hashlib's object."""
+    """A string that was base64, decoded into the file `path`: its size in bytes, and SHA-256 as hashlib's object.
+
+    `damaged`: it was not base64, and what the file holds means nothing; whether that matters the reader of the document knows.
+    """
 
     path: Path
     size: int
     digest: hashlib._Hash = field(compare=False, repr=False)
+    damaged: bool = False
 
     @property
     def sha256(self) -> str:
@@ -65,14 +72,18 @@ class Source:
 # Reading
 
 
-def read_document(stream: Readable, folder: Path, is_file: Callable[[Place], bool], *, what: str) -> dict[str, Any]:
+def read_document(
+    stream: Readable, folder: Path, is_file: Callable[[Place], bool], *, what: str, keep_damaged: bool = False
+) -> dict[str, Any]:
     """Return the JSON object that `stream` holds, each string at a place that `is_file` points out being a `Stored`.
 
     A place is the way from the top: ``("result_files", "a.dat", "content")``. The files are made in `folder`, numbered, mode
-    0600 less the umask, not synced; the caller removes `folder` where this raises. Raises `InvalidRecord` naming `what` for
-    anything that is not such a document, `OSError` where it cannot be stored.
+    0660 less the umask, not synced; the caller removes `folder` where this raises. Raises `InvalidRecord` naming `what` for
+    anything that is not such a document, `OSError` where it cannot be stored. With `keep_damaged` a file whose content is not
+    base64 is no error here; it is `damaged`, and the caller decides.
     """
-    reader = _Reader(stream, folder, is_file, what)
+    reader = _Reader(stream, folder, is_file, what, keep_damaged)
+    reader.skip_mark()
     value = reader.value((), 0)
     if not isinstance(value, dict):
         raise reader.wrong("it must be a JSON object")
@@ -83,7 +94,10 @@ def read_document(stream: Readable, folder: Path, is_file: Callable[[Place], boo
 class _Reader:
     """A recursive-descent parser over a stream, of which one block at a time stands in memory."""
 
-    def __init__(self, stream: Readable, folder: Path, is_file: Callable[[Place], bool], what: str) -> None:
+    def __init__(
+        self, stream: Readable, folder: Path, is_file: Callable[[Place], bool], what: str, keep_damaged: bool
+    ) -> None:
+        self._keep_damaged = keep_damaged
         self._stream = stream
         self._folder = folder
         self._is_file = is_file
@@ -94,6 +108,7 @@ class _Reader:
         self._plain_bytes = 0
         self._values = 0
         self._files = 0
+        self._damaged = False
 
     def wrong(self, why: str) -> InvalidRecord:
         """Return the error for what stands here."""
@@ -105,6 +120,13 @@ class _Reader:
             self._before += self._at
             self._buffer, self._at = self._buffer[self._at :] + block, 0
         return bool(block)
+
+    def skip_mark(self) -> None:
+        """Pass over a byte order mark (RFC 8259 section 8.1 lets a reader do so)."""
+        while len(self._buffer) < len(_MARK) and self._more():
+            pass
+        if self._buffer.startswith(_MARK):
+            self._at = len(_MARK)
 
     def _peek(self) -> bytes:
         """Return the next byte that is no blank, which stays; none at the end."""
@@ -236,36 +258,37 @@ class _Reader:
                 size += len(data)
                 while data:  # an unbuffered write may be a short one
                     data = data[file.write(data) :]
-        return Stored(path, size, digest)
+        return Stored(path, size, digest, self._damaged)
 
     def _decoded(self) -> Iterator[bytes]:
         """Yield what the base64 string stands for, to its closing quote."""
-        left, padded = b"", False
+        left, padded, self._damaged = b"", False, False
         for part in self._parts():
-            text = part.translate(None, _BLANKS)
-            if text.translate(None, _ALPHABET + b"="):
-                raise self.wrong("a file's content is not base64")
-            text = left + text
+            text = left + part.translate(None, _BLANKS)
             whole = len(text) - len(text) % 4
             text, left = text[:whole], text[whole:]
-            if text and (padded or b"=" in text.rstrip(b"=") or len(text) - len(text.rstrip(b"=")) > 2):
-                raise self.wrong("a file's base64 goes on after its padding")
-            padded = padded or text.endswith(b"=")
+            padding = len(text) - len(text.rstrip(b"="))
+            if (text and padded) or padding > 2 or text[: len(text) - padding].translate(None, _ALPHABET):
+                self._damaged = True
+            if self._damaged:
+                left = b""
+                continue
+            padded = padded or padding > 0
             yield binascii.a2b_base64(text)
-        if left:
-            raise self.wrong("a file's base64 is cut short")
+        self._damaged = self._damaged or bool(left)
+        if self._damaged and not self._keep_damaged:
+            raise self.wrong("a file's content is not base64, or is cut short")
 
     def _parts(self) -> Iterator[bytes]:
         """Yield the raw string in parts, escapes resolved; no escape is cut in two."""
         while True:
             end = self._buffer.find(b'"', self._at)
             stop = end if end >= 0 else len(self._buffer)
-            escape = self._buffer.rfind(b"\\", max(self._at, stop - 5), stop)
-            if end < 0 and escape >= 0:
-                stop = escape
             part = self._buffer[self._at : stop]
-            if b"\\" in part:
-                part = self._unescaped(part).encode("utf-8")
+            if b"\\" in part:  # rare in base64: then the quote that was found may be an escaped one
+                stop = self._end_of_run()
+                end = stop if self._buffer[stop : stop + 1] == b'"' else -1
+                part = self._unescaped(self._buffer[self._at : stop]).encode("utf-8")
             self._at = stop
             yield part
             if end >= 0:
@@ -273,6 +296,14 @@ class _Reader:
                 return
             if not self._more():
                 raise self.wrong("a file's content does not end")
+
+    def _end_of_run(self) -> int:
+        """Return where the string's quote stands, or an escape that is not whole yet, or the end of the buffer."""
+        match = _RUN.match(self._buffer, self._at)
+        stop = match.end() if match else self._at
+        if len(self._buffer) - stop > _LONGEST_ESCAPE and self._buffer[stop : stop + 1] != b'"':
+            raise self.wrong("a string is badly escaped")
+        return stop
 
 
 def _is_escaped(buffer: bytes, start: int, at: int) -> bool:

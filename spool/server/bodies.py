@@ -23,7 +23,8 @@ from spool.errors import SpoolError
 from spool.files import free_bytes
 from spool.published import BASE, MAX_BODY_BYTES
 
-LARGE_CALLS = (f"{BASE}/add-calcinfo", f"{BASE}/send-results")
+RESULTS_CALL = f"{BASE}/send-results"
+LARGE_CALLS = (f"{BASE}/add-calcinfo", RESULTS_CALL)
 SMALL_BYTES = 1 << 20  # the limit of every other published call
 IN_MEMORY_BYTES = 1 << 20  # of a large body; the rest goes to a file in the spool's tmp/
 LOOK_EVERY_BYTES = 16 << 20
@@ -59,12 +60,16 @@ class Limits:
         scheme, _, token = authorization.partition(" ")
         return scheme.lower() == "bearer" and self._known(token.strip())
 
-    def refusal(self, length: int, limit: int) -> Refusal | None:
-        """Return why a body of `length` bytes (0: not told, it comes in pieces) is not taken in, or None where it is."""
+    def refusal(self, length: int, limit: int, *, finished: bool) -> Refusal | None:
+        """Return why a body of `length` bytes (0: not told, it comes in pieces) is not taken in, or None where it is.
+
+        `finished`: results of a command that has run, which get the last of the disk.
+        """
         if length > limit:
             why = f"the request has {length} bytes, {limit} are taken; send smaller files, or use tools/spoolctl"
             return Refusal(413, "Request Entity Too Large", why)
-        if limit > SMALL_BYTES and free_bytes(self._spool) - FACTOR * length < self._min_free_bytes:
+        keep_free = 0 if finished else self._min_free_bytes
+        if limit > SMALL_BYTES and free_bytes(self._spool) - FACTOR * length < keep_free:
             return Refusal(507, "Insufficient Storage", "the disk is nearly full: nothing new is taken; try again later")
         return None
 
@@ -95,10 +100,13 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
             try:
                 if self._limit > SMALL_BYTES and not limits.knows(self.headers.get("AUTHORIZATION", "")):
                     return False
-                self.refused = limits.refusal(self.content_length, self._limit)
+                self.refused = limits.refusal(self.content_length, self._limit, finished=self._is_finished())
             except (SpoolError, OSError):  # the application meets it again, and says so
                 return False
             return True
+
+        def _is_finished(self) -> bool:
+            return str(self.path) == RESULTS_CALL
 
         def _is_published(self) -> bool:
             return f" {BASE}/".encode() in getattr(self, "first_line", b"")
@@ -117,7 +125,7 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
         def _look(self) -> None:
             if self._limit > SMALL_BYTES and self.body_bytes_received - self._looked > LOOK_EVERY_BYTES:
                 self._looked = self.body_bytes_received
-                self.refused = self.refused or limits.refusal(0, self._limit)
+                self.refused = self.refused or limits.refusal(0, self._limit, finished=self._is_finished())
             if self.refused is None and self.error is not None:
                 why = f"more than {self._limit} bytes" if self.error.code == 413 else str(self.error.body)
                 self.refused = Refusal(self.error.code, self.error.reason, f"the request cannot be taken: {why}")

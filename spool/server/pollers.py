@@ -27,6 +27,7 @@ from spool.states import FINAL, Reason, State
 from spool.store import Store
 from spool.streams import Stored
 
+_MOST_TOLD = 10_000
 _ORDER = (0, 1)  # of what a poller's next calc-request tells: later than its claim, which has (0, 0)
 _MAX_BYTES = 16 * 1024 * 1024
 
@@ -75,7 +76,7 @@ class Trace:
 
 def poller_name(token_id: str, address: str) -> str:
     """Return the name under which a poller claims: its token and its real address."""
-    return f"poller-{token_id}@{re.sub(r'[^0-9A-Za-z.-]', '_', address)}"[:64]
+    return f"{published.POLLER}{token_id}@{re.sub(r'[^0-9A-Za-z.-]', '_', address)}"[:64]
 
 
 def _token_of(poller: str) -> str:
@@ -131,8 +132,10 @@ class Pollers:
         return ""
 
     def _can_carry(self, state: JobState) -> bool:
-        why = why_not_for_a_poller(self._store.job(state.id))
+        why = why_not_for_a_poller(self._store.job(state.id), state)
         if why and state.id not in self._told:
+            if len(self._told) > _MOST_TOLD:
+                self._told.clear()
             self._told.add(state.id)
             log.warning("not_for_a_poller", job=state.id, site=state.site, why=why)
         return not why
@@ -205,10 +208,10 @@ class Pollers:
     # Judging
 
     def _has(self, state: JobState, poller: str) -> bool:
-        """True where the job's run is this poller's. While the command runs its address may change, if it had no earlier run."""
-        if state.agent == poller or not state.agent.startswith("poller-"):
+        """True where the job's run is this poller's. Its address may change after calc-params, if it had no earlier run."""
+        if state.agent == poller or not published.is_poller(state.agent):
             return state.agent == poller
-        if state.state == State.CLAIMED or _token_of(state.agent) != _token_of(poller):
+        if _token_of(state.agent) != _token_of(poller):
             return False
         return all(entry.by != poller or entry.run_id == state.run_id for entry in self._store.history(state))
 
@@ -219,6 +222,8 @@ class Pollers:
         with self._store.locked(job_id) as state:
             if not self._has(state, poller):
                 raise OutOfTurn(f"job {job_id} is {state.state}, and not this poller's", hint="ask calc-request")
+            if state.agent != poller and state.state not in FINAL:  # found under its new address when it asks for another job
+                state = self._store.hand_over(state, poller)
             if state.cancel_requested_at and state.state in (State.RUNNING, State.RETURNING):
                 canceled = state
             elif state.state not in states:

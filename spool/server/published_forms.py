@@ -18,13 +18,15 @@ from spool.files import open_beneath
 from spool.names import check_name
 from spool.paths import JobPaths
 from spool.patterns import escape, literal
-from spool.published import ERROR, LOGS, last_part, media_type
+from spool.published import ERROR, LOGS, MAX_BODY_BYTES, last_part, media_type
 from spool.records import FileEntry, Job, JobState, Result
 from spool.states import State
 from spool.streams import Place, Source, Stored
 
 MAX_MEDIA_CHARS = 200
-_NO_REASON = "not written by the command, or kept at the site"
+MAX_FILES_BYTES = MAX_BODY_BYTES - (16 << 20)  # of one answer, encoded; the rest is names and words
+_NO_REASON = "not written by the command, or kept at the site (コマンドが書かなかったか、外部計算機側に留められた)"
+_TOO_LARGE = "beyond the 2 GiB of an answer; spoolctl fetch brings it (応答の上限2GiBを超える。spoolctl fetchで取り出せる)"
 
 
 def is_input(place: Place) -> bool:
@@ -54,9 +56,12 @@ def job_of(calc: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Stored]]:
             raise InvalidRecord(f"two inputs would both be {name!r} at the site", hint="pollers keep the last part of a name")
         if not isinstance(triple, list) or not triple or not isinstance(triple[0], Stored):
             raise InvalidRecord(f"parameter_files: {given!r} must be [BASE64, MIMETYPE, CHARSET]", hint="send the file in base64")
+        if triple[0].damaged:
+            raise InvalidRecord(f"parameter_files: the content of {given!r} is not base64", hint="send it again")
         inputs[name] = triple[0]
         media[name] = _media(triple[1:])
-    outputs = [escape(check_name(name)) for name in _mapping(calc, "result_files") if name not in LOGS]
+    wanted = [name[2:] if name.startswith("./") else name for name in _mapping(calc, "result_files")]
+    outputs = [escape(check_name(name)) for name in dict.fromkeys(wanted) if name not in LOGS]
     asked = {"site": str(calc["remote-site"]), "command": str(calc["command"]), "inputs": list(inputs), "outputs": outputs}
     parameters = calc.get("parameters")
     return {**asked, "parameters": parameters if isinstance(parameters, str) else "", "media": media}, inputs
@@ -78,16 +83,23 @@ def printable(text: str) -> str:
     return "".join(char if char >= " " and char != "\x7f" else "\ufffd" for char in text)
 
 
+def encoded_size(size: int) -> int:
+    """Return how many bytes a file of `size` bytes has in base64."""
+    return (size + 2) // 3 * 4
+
+
 # What a poller gets
 
 
-def why_not_for_a_poller(job: Job) -> str:
+def why_not_for_a_poller(job: Job, state: JobState) -> str:
     """Return why a published poller cannot run the job, or ``""`` where it can."""
     parts = [last_part(item.path) for item in job.inputs]
     if len(set(parts)) < len(parts):
         return "two of its inputs have the same last part, and a published poller keeps no folders"
     if any(literal(pattern) is None for pattern in job.outputs):
         return "its outputs are patterns, and a published poller knows names only"
+    if sum(encoded_size(entry.size) for entry in state.inputs) > MAX_FILES_BYTES:
+        return "its inputs, encoded, are beyond the 2 GiB that an answer may have"
     return ""
 
 
@@ -115,7 +127,7 @@ def command_line(job: Job) -> str:
     if not job.args and not job.env:
         return job.command
     variables = [f"{name}={shlex.quote(value)}" for name, value in job.env.items()]
-    return " ".join([*variables, shlex.join((job.command, *job.args))])
+    return " ".join([*variables, job.command, *map(shlex.quote, job.args)])  # the command is shell text, as it was registered
 
 
 def _opener(folder: Path, name: str) -> Any:
@@ -153,6 +165,8 @@ def results_sent(document: Mapping[str, Any], job: Job) -> tuple[dict[str, Store
         if kind[0] != ERROR:
             if not isinstance(entry.get("content"), Stored):
                 raise InvalidRequest(f"result_files: {name!r} has no content", hint="base64, or mimetype1 Error and why")
+            if entry["content"].damaged:
+                raise InvalidRequest(f"result_files: the content of {name!r} is not base64", hint="send it again")
             files[asked[name]] = entry["content"]
     return files, media
 
@@ -160,11 +174,15 @@ def results_sent(document: Mapping[str, Any], job: Job) -> tuple[dict[str, Store
 def results_of(job: Job, state: JobState, result: Result | None, paths: JobPaths) -> dict[str, Any]:
     """Return RESULTS of a job that has ended: every file that came back, and an `Error` entry for every other asked for."""
     found: dict[str, Any] = {}
+    left = MAX_FILES_BYTES
     told = result.extra.get("media") if result else None
     media = told if isinstance(told, dict) else {}
     for entry in result.files if result else ():
         if entry.path.startswith("out/"):
-            found[entry.path[4:]] = _entry(paths, entry, media, state)
+            left -= encoded_size(entry.size)
+            fits = left >= 0
+            found[entry.path[4:]] = _entry(paths, entry, media, state) if fits else _error(_TOO_LARGE)
+            left += 0 if fits else encoded_size(entry.size)
     for name in filter(None, map(literal, job.outputs)):
         if name not in found:
             found[name] = _error(_why_missing(f"out/{name}", name, result, media, state))
@@ -184,7 +202,7 @@ def _entry(paths: JobPaths, entry: FileEntry, media: Mapping[str, Any], state: J
                 return _error("is no longer the file that came back")
             told = _media(kind) if isinstance(kind, list) else list(media_type(file))
     except (OSError, SpoolError) as exc:
-        return _error(f"cannot be read any more: {exc}")
+        return _error(f"cannot be read any more: {exc.strerror if isinstance(exc, OSError) else exc}")
     return {"content": Source(_opener(paths.folder, entry.path), entry.size), "mimetype1": told[0], "mimetype2": told[1]}
 
 

@@ -181,7 +181,7 @@ class Sync:
         if current and request.wait_s > 0 and not _worth_telling(request, jobs):
             jobs, superseded = self._wait(asker, request, jobs)
         elif current:
-            self._wakeups.supersede(key)
+            self._wakeups.supersede(key, request.order)
         epoch = identity(self._store.paths)[1]
         return {"epoch": epoch, "now": utc_now(), "superseded": superseded, "jobs": jobs}
 
@@ -199,7 +199,7 @@ class Sync:
         folders = [paths.job(held.id).folder for held in request.jobs]
         if request.room:
             folders += [paths.queue / request.site, paths.queue_of(request.site, asker.user)]
-        waiter = self._wakeups.enter((request.site, asker.user, request.agent), folders)
+        waiter = self._wakeups.enter((request.site, asker.user, request.agent), request.order, folders)
         if waiter is None:
             return jobs, False
         try:

@@ -139,7 +139,9 @@ class Upkeep:
                     waited[key] = self._waited.get(key, -step_s) + step_s
                     self._expire_unclaimed(state, waited[key])
             except NotFound:
-                self._store.queue.remove_new(job_id)
+                with self._store.locks.hold(job_id):  # a registration may be between its entry and its rename
+                    if not self._store.paths.job(job_id).folder.exists():
+                        self._store.queue.remove_new(job_id)
             except SpoolError as exc:
                 log.debug("expiry", job=job_id, why=exc)
         self._waited = waited

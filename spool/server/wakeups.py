@@ -16,10 +16,11 @@ WATCH_S = 0.05
 
 
 class Waiter:
-    """One waiting sync."""
+    """One waiting sync: of whom, and which one in the order of that agent's syncs."""
 
-    def __init__(self, agent: tuple[str, str, str], folders: Iterable[Path]) -> None:
+    def __init__(self, agent: tuple[str, str, str], order: tuple[int, int], folders: Iterable[Path]) -> None:
         self.agent = agent
+        self.order = order
         self.superseded = False
         self._folders = tuple(folders)
         self._seen = self._look()
@@ -74,10 +75,13 @@ class Wakeups:
         self.stop()
         self._thread.join()
 
-    def enter(self, agent: tuple[str, str, str], folders: Iterable[Path]) -> Waiter | None:
-        """Register a waiter of `agent` (site, user, name), or return None where the limit is reached or the server stops."""
-        self.supersede(agent)
-        waiter = Waiter(agent, folders)
+    def enter(self, agent: tuple[str, str, str], order: tuple[int, int], folders: Iterable[Path]) -> Waiter | None:
+        """Register a waiter of `agent` (site, user, name), or return None where the limit is reached or the server stops.
+
+        It ends the waits of older syncs of that agent, never that of a newer one which was quicker to get here.
+        """
+        self.supersede(agent, order)
+        waiter = Waiter(agent, order, folders)
         with self._lock:
             if len(self._waiters) >= self._limit or self._closed.is_set():
                 return None
@@ -89,10 +93,10 @@ class Wakeups:
         with self._lock:
             self._waiters.discard(waiter)
 
-    def supersede(self, agent: tuple[str, str, str]) -> None:
-        """End the waits of this agent: a newer sync of it is here."""
+    def supersede(self, agent: tuple[str, str, str], order: tuple[int, int]) -> None:
+        """End the waits of this agent's syncs before `order`: a newer one is here."""
         for waiter in self._all():
-            if waiter.agent == agent:
+            if waiter.agent == agent and waiter.order < order:
                 waiter.superseded = True
                 waiter.wake()
 

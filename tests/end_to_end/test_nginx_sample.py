@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import re
 import ssl
@@ -87,3 +88,14 @@ def test_a_published_request_may_be_large(rig: Rig, front: tuple[str, ssl.SSLCon
     assert rig.state(job)["inputs"][0]["size"] == 60_000_000
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(urllib.request.Request(f"{url}/v1/jobs", body, headers), context=context, timeout=60)
+
+
+def test_a_published_poller_sees_no_page_while_the_server_is_away(rig: Rig, front: tuple[str, ssl.SSLContext]) -> None:
+    """It repeats a request that was not answered, and gives its job up at a page."""
+    server = rig.start_server({"site-a": {"commands": "*"}}, trusted_proxy="127.0.0.1")
+    url, context = front
+    server.stop()
+    question = urllib.request.Request(f"{url}/mi-distcomp-api/calc-request?site_id=site-a", headers={"Authorization": "Bearer x"})
+    with pytest.raises((urllib.error.URLError, http.client.RemoteDisconnected)) as caught:
+        urllib.request.urlopen(question, context=context, timeout=20)
+    assert not isinstance(caught.value, urllib.error.HTTPError)

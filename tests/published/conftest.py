@@ -59,13 +59,13 @@ class Institute:
     def store(self) -> Store:
         return Store.open(self.rig.spool)
 
-    def submit(self, script: str, outputs: list[str], **inputs: bytes) -> Future[int]:
+    def submit(self, script: str, outputs: list[str], *, status_again: bool = False, **inputs: bytes) -> Future[int]:
         """Their submitter, with what `script` does as the command; the results come to `module`."""
         (self.module / "job.sh").write_text(script, encoding="utf-8")
         for name, data in inputs.items():
             (self.module / name).write_bytes(data)
         names = [Path("job.sh"), *map(Path, inputs)]
-        more: dict[str, Any] = {"scale": SCALE, "into": self.module, "status_again": True}
+        more: dict[str, Any] = {"scale": SCALE, "into": self.module, "status_again": status_again}
         return self.threads.submit(submit, self.url, SITE, self.token, COMMAND, names, outputs, **more)
 
     def poll(self, **more: Any) -> Future[Seen]:

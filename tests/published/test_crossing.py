@@ -114,11 +114,9 @@ def test_arguments_and_variables_of_v1_are_quoted_for_a_poller(institute: Instit
     folder = institute.rig.spool / "tmp" / "made"
     (folder / "in").mkdir(parents=True)
     (folder / "in" / "job.sh").write_text('printf "%s|" "$@" "$NAME" >out.dat')
-    args = ["job.sh", "a b", "$(id)", "it's", "計算", ""]
-    job = {"site": SITE, "command": "sh", "args": args, "inputs": ["job.sh"], "outputs": ["out.dat"], "user": "alice"}
+    args = ["a b", "$(id)", "it's", "計算", ""]
+    job = {"site": SITE, "command": COMMAND, "args": args, "inputs": ["job.sh"], "outputs": ["out.dat"], "user": "alice"}
     (folder / "job.json").write_text(json.dumps({**job, "env": {"NAME": "x y; exit 1"}}), encoding="utf-8")
-    ini = institute.rig.root / "spool.ini"
-    ini.write_text(ini.read_text().replace("/opt/fem-ccv/femccv", "sh"))
     job_id = "11111111-2222-4333-8444-555555555555"
     folder.rename(institute.rig.spool / "drop" / job_id)
     institute.rig.wait_state(job_id, "queued")

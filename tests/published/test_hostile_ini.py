@@ -47,11 +47,14 @@ def judge(config: SpoolConfig) -> None:
     "text",
     [
         WHOLE, WHOLE.replace("\n", "\r\n"), "\ufeff" + WHOLE, "\ufeff" + WHOLE.replace("\n", "\r\n"),
-        WHOLE + "\n\n[unlisted]\nx = y\n",
+        WHOLE + "\n\n[unlisted]\nx = y\n", WHOLE.replace("[nims-dev]\n", "[nims-dev]\nx = y\n"), WHOLE.replace(" = ", ": "),
         WHOLE.replace("rme-u-tokyo\n\n", "rme-u-tokyo\n               nims-dev rme-u-tokyo\n\n"), WHOLE.replace("    ", "\t"),
         WHOLE.replace("commands", "Commands").replace("ipaddress", "IPADDRESS"), WHOLE.replace(" = ", "="), WHOLE + "\f\n",
     ],
-    ids=["whole", "crlf", "bom", "bom crlf", "unlisted", "ids twice", "tabs", "capitals", "no blanks", "form feed"],
+    ids=[
+        "whole", "crlf", "bom", "bom crlf", "unlisted", "unknown", "colons", "ids twice", "tabs", "capitals", "no blanks",
+        "form feed",
+    ],
 )  # fmt: skip
 def test_what_published_files_look_like(tmp_path: Path, text: str) -> None:
     judge(read(tmp_path, text))
@@ -79,11 +82,11 @@ def test_a_site_without_a_section_takes_no_command(tmp_path: Path) -> None:
         "[Server]\nipaddress = 1.2.3.4\n", "[Server]\n[RemoteSites]\n", "[Server]\n[RemoteSites]\nremote_site_ids =\n",
         "[Server]\n[RemoteSite]\nremote_site_ids = a\n[a]\ncommands = x\n", WHOLE.replace("[RemoteSites]", "[remotesites]"),
         WHOLE.replace("nims-dev\n", "nims-dev,\n"), WHOLE.replace("nims-dev", "計算"), WHOLE + WHOLE,
-        WHOLE.replace("[nims-dev]\n", "[nims-dev]\nx = y\n"), WHOLE.replace("portnumber", "port"), "[Server\n", "ipaddress = 1\n",
+        "[Server\n", "ipaddress = 1\n",
         WHOLE + "[server]\nunclamed_s = 60\n", WHOLE + "[site nims-dev]\nuser = alice\n",
         WHOLE.encode("shift_jis"), WHOLE.encode("euc_jp"), WHOLE.encode("utf-16"), b"\0" * 100,
     ],
-    ids=range(18),
+    ids=range(16),
 )  # fmt: skip
 def test_what_is_wrong_is_said_and_never_means_no_sites(tmp_path: Path, text: str | bytes) -> None:
     with pytest.raises(ConfigError) as error:

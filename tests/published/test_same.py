@@ -32,7 +32,7 @@ def outcome(url: str, token: str, root: Path, code: int) -> tuple[int, dict[str,
     with ThreadPoolExecutor() as threads:
         poller = TheirPoller(url, SITE, token, root / "base", scale=SCALE)
         seen = threads.submit(poller.run_one, 2000)
-        more: dict[str, Any] = {"scale": SCALE, "into": module, "status_again": True}
+        more: dict[str, Any] = {"scale": SCALE, "into": module, "status_again": False}
         exit_status = threads.submit(submit, url, SITE, token, COMMAND, names, OUTPUTS, **more)
         status, job = done(exit_status), done(seen).accept_id
     results = first(TheirSubmitter(url, token).result(job))["result-info"]["result_files"]

@@ -60,7 +60,9 @@ def test_the_published_ini_as_it_is(tmp_path: Path) -> None:
     [
         ("[RemoteSites]\nremote_site_ids = a b\n[a]\ncommands = sh job.sh\n", {"a": ("sh job.sh",), "b": ()}),
         ("[RemoteSites]\nREMOTE_SITE_IDS = a\n[a]\nCommands = x\n[not-listed]\ncommands = y\n", {"a": ("x",)}),
-        ("[Server]\nipaddress = ::1\n", {}),
+        ("[Server]\nipaddress = ::1\n[RemoteSites]\nremote_site_ids: a\n[a]\ncommands: x\n", {"a": ("x",)}),
+        ("[DEFAULT]\ncommands = x\n[RemoteSites]\nremote_site_ids = a\n[a]\n[server]\nmin_free = 1G\n", {"a": ("x",)}),
+        ("[RemoteSites]\nremote_site_ids = a\nremark = y\n[a]\ncommands = 100%% x\nowner = z\n", {"a": ("100% x",)}),
         (INI + "[server]\nmin_free = 1G\n[site nims-dev]\nusers = alice\ncommands = ccx\n[site new]\ncommands = z\n", None),
     ],
 )
@@ -77,8 +79,8 @@ def test_other_forms_of_it(tmp_path: Path, text: str, sites: dict[str, tuple[str
 
 
 @pytest.mark.parametrize(
-    "wrong", ["[Server]\nportnummer = 1\n", "[RemoteSites]\nremote_site_ids = a\n[a]\ncomands = x\n",
-              "[RemoteSites]\nremote_site_ids = ../a\n"],
+    "wrong", ["[Server]\nportnumber = 1\n", "[RemoteSites]\nremote_site_ids = \n", "[RemoteSites]\nremote_site_ids = ../a\n",
+              "[RemoteSites]\nremote_site_ids = a\n[site a]\ncomands = x\n"],
 )  # fmt: skip
 def test_what_is_wrong_in_it_is_named(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(ConfigError, match="mi_distributed"):

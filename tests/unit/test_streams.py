@@ -102,7 +102,7 @@ def test_escapes_in_base64(tmp_path: Path, text: str, step: int) -> None:
         b"", b"[]", b"{", b'{"a"', b'{"a":}', b'{"a":1,}', b'{"a":1 "b":2}', b'{"a":1}x', b'{"a":NaN}', b'{"a":tru}', b'{"a":"',
         b'{"a":"\xff"}', b'{"a":"\\ud800"}', b'{"a":1,"a":2}', b"{1:2}", b'{"a":"x\n"}', b"[" * 100,
         b'{"a":' * 50 + b"1" + b"}" * 50,
-        b'{"a":-}', b'{"a":111111111111111111111111111111}', b"\xef\xbb\xbf{}",
+        b'{"a":-}', b'{"a":111111111111111111111111111111}', b"\xef\xbb{}",
         b'{"files":{"a":{"content":"****"}}}', b'{"files":{"a":{"content":"aaa"}}}', b'{"files":{"a":{"content":"aa==aaaa"}}}',
         b'{"files":{"a":{"content":"a==="}}}', b'{"files":{"a":{"content":"aaaa', b'{"files":{"a":{"content":"aa\\"a"}}}',
         b'{"files":{"a":{"content":"\xe3\x81\x82aa"}}}', b'{"files":{"a":{"content":"aaaa\\',
@@ -112,6 +112,21 @@ def test_escapes_in_base64(tmp_path: Path, text: str, step: int) -> None:
 def test_what_is_no_such_document_is_refused(tmp_path: Path, body: bytes, step: int) -> None:
     with pytest.raises(InvalidRecord, match="the body"):
         read(body, tmp_path, step)
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path, step: int) -> None:
+    assert read(b'\xef\xbb\xbf {"a": 1}', tmp_path, step) == {"a": 1}
+
+
+@pytest.mark.parametrize("step", [1, 3, 1 << 20])
+@pytest.mark.parametrize("content", ["****", "aaa", "aa==aaaa", "a===", "あaaa", "no such file", "C:\\\\x", 'say "no"', "\\\\"])
+def test_what_is_not_base64_may_be_kept_as_damaged(tmp_path: Path, content: str, step: int) -> None:
+    body = json.dumps({"files": {"a": {"content": content}, "b": {"content": "YWI="}}}, ensure_ascii=False).encode()
+    found = read_document(Dribble(body, step), tmp_path, is_file, what="the body", keep_damaged=True)["files"]
+    assert found["a"]["content"].damaged
+    assert not found["b"]["content"].damaged
+    assert found["b"]["content"].path.read_bytes() == b"ab"
 
 
 def test_plain_text_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
