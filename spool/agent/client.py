@@ -16,13 +16,12 @@ from urllib.parse import quote
 import requests
 
 from spool import errors, jsonio
-from spool.agent.connection import READ_S, Connection, Stream
+from spool.agent.connection import MAX_RETRY_AFTER_S, READ_S, Connection, Stream, asked_to_wait, no_answer, retry_after_s
 from spool.errors import OffsetMismatch, SpoolError, TooManyTries, Unreachable
 from spool.records import FileEntry, JobState, Result
 
 GOODBYE_S = 5.0
 RETRY_CAP_S = 300.0
-MAX_RETRY_AFTER_S = 3600
 BLOCK_BYTES = 1 << 18
 ENVELOPE_BYTES = 1 << 16
 BLOCK_AFTER_CUT_BYTES = 1 << 14  # a cut costs at most one block: small ones from the first cut on
@@ -35,7 +34,11 @@ _BY_CODE: dict[str, type[SpoolError]] = {
 
 
 class NotThisApi(Unreachable):
-    """Whoever answered has no /v1: 404 or 405 from something else, or an answer of the published protocol."""
+    """What answered is not /v1. `sure`: it has no such path, or speaks the published protocol; else it may be a page."""
+
+    def __init__(self, message: str, *, hint: str = "", sure: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.sure = sure
 
 
 class ServerError(SpoolError):
@@ -175,20 +178,20 @@ class Client:
 def _error(answer: requests.Response) -> SpoolError:
     """Return the family's error for an answer of 300 and more."""
     status, where = answer.status_code, answer.url.partition("?")[0]
-    retry_after = answer.headers.get("Retry-After", "")
     error: SpoolError
     if status == 413:
         error = errors.TooLarge(f"{where} takes no body of this size", hint="smaller chunks are tried")
     elif "problem+json" not in answer.headers.get("Content-Type", ""):
-        kind = NotThisApi if status in (404, 405) or (status < 500 and _is_published(answer)) else Unreachable
-        error = kind(f"{where} was answered {status} by something that is not the server", hint="a proxy, or a wrong URL?")
+        why, hint = f"{where} was answered {status} by something that is not the server", "a proxy, or a wrong URL?"
+        if no_answer(status) and status != 501:
+            error = Unreachable(why, hint=hint)
+        else:
+            error = NotThisApi(why, hint=hint, sure=status in (404, 405) or _is_published(answer))
     elif answer.request.method == "HEAD":
         error = _of_status(status, where)
     else:
         error = _of_problem(answer, status)
-    if retry_after.isascii() and retry_after.isdigit():
-        error.retry_after_s = max(1, min(MAX_RETRY_AFTER_S, int(retry_after[:9])))  # type: ignore[attr-defined]
-    return error
+    return asked_to_wait(error, retry_after_s(answer))
 
 
 def _is_published(answer: requests.Response) -> bool:
@@ -235,7 +238,8 @@ def _own_json(answer: requests.Response) -> dict[str, Any]:
 
 def _need(answer: requests.Response, kind: str) -> None:
     if not answer.headers.get("Content-Type", "").startswith(kind):
-        raise Unreachable(f"{answer.url} was answered by something that is not the server", hint="a proxy, or a wrong URL?")
+        why = f"{answer.url} was answered by something that is not the server"
+        raise NotThisApi(why, hint="a proxy, or a wrong URL?", sure=False)
 
 
 def _offset(answer: requests.Response) -> int:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from requests.auth import AuthBase
 
 from spool import __version__, errors
-from spool.errors import Unreachable
+from spool.errors import SpoolError, Unreachable
+
+E = TypeVar("E", bound=SpoolError)
 
 CONNECT_S = 15.0
 READ_S = 120.0
+MAX_RETRY_AFTER_S = 3600
 
 
 class _Bearer(AuthBase):
@@ -72,6 +75,24 @@ class Connection:
                 if errors.is_no_space(exc):  # this side's disk, met while the answer was stored
                     raise
                 raise Unreachable(f"the line to {self.url} was cut: {_short(exc)}", hint="it is tried again") from exc
+
+
+def no_answer(status: int) -> bool:
+    """True for what a gateway, or a server that is busy, says in the place of an answer, whatever its body."""
+    return status >= 500 or status in (408, 429)
+
+
+def retry_after_s(answer: requests.Response) -> int:
+    """Return the seconds that Retry-After asks for, at most an hour; 0 where it asks for none."""
+    asked = answer.headers.get("Retry-After", "")
+    return max(1, min(MAX_RETRY_AFTER_S, int(asked[:9]))) if asked.isascii() and asked.isdigit() else 0
+
+
+def asked_to_wait(error: E, seconds: float) -> E:
+    """Note on `error` that it asks for so many seconds before the next try (none: nothing is noted); return it."""
+    if seconds:
+        error.retry_after_s = seconds  # type: ignore[attr-defined]
+    return error
 
 
 class Stream:

@@ -1,8 +1,10 @@
 """Which protocol the server speaks: found out by asking, remembered, logged (docs/agent.md, "With the published server").
 
-/v1 is asked first. A server that has none (404 or 405 from something else, or an answer in the published envelope) and that
-answers calc-request as published is a published one. A proxy's page or a 5xx decides nothing. Every job keeps the protocol by
-which it came, whatever is found out later; an agent that starts with such jobs in hand does not ask again before they ended.
+/v1 is asked first. Where something else answers there (404, a redirection, a page, the published envelope), calc-request is
+asked, and its answer as published is the proof; a page alone, or a 5xx but 501, decides nothing. Where /v1 has been before, which
+may be our own server behind a gateway, a page must come `PAGES` times in a row before calc-request is asked. Every job keeps the
+protocol by which it came, whatever is found out later; an agent that starts with such jobs in hand does not ask again before they
+ended.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any, Union
 from spool import jsonio, log
 from spool.agent.client import Client, NotThisApi
 from spool.agent.config import AgentConfig
-from spool.agent.connection import Connection
+from spool.agent.connection import Connection, asked_to_wait
 from spool.agent.folder import Base
 from spool.agent.published import MARK, PublishedClient
 from spool.agent.published_calls import Calls
@@ -27,6 +29,8 @@ from spool.records import JobState, Result
 
 V1, PUBLISHED = "v1", "published"
 RECORD_BYTES = 65536
+PAGES = 5
+PUBLISHED_CODES = ("200", "0300", "400")  # of calc-request
 
 JobClient = Union[Client, PublishedClient]  # what a job's carrier talks to
 
@@ -48,6 +52,7 @@ class Server:
         self._v1 = v1
         self._published = published
         self._memory = memory
+        self._pages = 0
         self.protocol = ""
 
     def of(self, state: JobState) -> JobClient:
@@ -90,22 +95,26 @@ class Server:
     def _sync_v1(self, request: Mapping[str, Any]) -> dict[str, Any]:
         try:
             answer = self._v1.sync(request)
-            if "jobs" not in answer and "errors" in answer:
-                raise NotThisApi(f"{self._url} does not speak /v1", hint="is the URL that of MInt's server?")
+            if "jobs" not in answer:
+                sure = "errors" in answer
+                raise NotThisApi(f"{self._url} does not speak /v1", hint="is the URL that of MInt's server?", sure=sure)
         except NotThisApi as exc:
             if request["jobs"]:  # these came by /v1: it has been there, and comes back
                 raise
+            self._pages += 1
+            if not exc.sure and self._pages < PAGES and V1 in (self.protocol, self._remembered()):
+                raise
             return self._sync_published(request, exc)
-        if "jobs" in answer:
-            self._settle(V1)
+        self._pages = 0
+        self._settle(V1)
         return answer
 
     def _sync_published(self, request: Mapping[str, Any], no_v1: NotThisApi) -> dict[str, Any]:
         try:
             asked = self._published.ask(request["site"])
         except Unreachable as exc:
-            raise no_v1 from exc
-        if asked.status < 300:
+            raise asked_to_wait(no_v1, getattr(exc, "retry_after_s", 0)) from exc
+        if asked.status < 300 and asked.code in PUBLISHED_CODES:
             self._settle(PUBLISHED)
         return self._published.sync(request, asked)
 

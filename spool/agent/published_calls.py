@@ -1,7 +1,8 @@
 """The seven calls of the published poller, and the question how far a job is (docs/agent.md, "With the published server").
 
 One function a call; nothing is repeated and nothing remembered here. Every request and what it was answered is printed in the
-manual's words on standard output. An answer without the envelope (a proxy's page) counts as no answer.
+manual's words on standard output. An answer without the envelope (a proxy's page) counts as no answer, as does a 5xx, 408 or 429
+with it. Where such a one says Retry-After, nothing more is sent before that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import requests
 
 from spool import jsonio
 from spool.agent.client import NotThisApi
-from spool.agent.connection import READ_S, Connection, Stream
+from spool.agent.connection import READ_S, Connection, Stream, asked_to_wait, no_answer, retry_after_s
 from spool.errors import InvalidRecord, NotAllowed, SpoolError, TooLarge, UnknownSite, Unreachable
 from spool.manifest import printable
 from spool.published import BASE
@@ -63,6 +64,7 @@ class Calls:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.url = connection.url
+        self._quiet_until = 0.0  # by the monotonic clock
 
     def request(self, site: str) -> Answer:
         """Ask for the first job that waits for `site`; claims nothing. Safe to repeat."""
@@ -109,6 +111,9 @@ class Calls:
 
     @contextlib.contextmanager
     def _sent(self, method: str, path: str, **kwargs: Any) -> Iterator[requests.Response]:
+        left_s = self._quiet_until - time.monotonic()
+        if left_s > 0:
+            raise asked_to_wait(Unreachable(f"{self.url} asked not to be asked yet", hint="it is busy; see MInt's log"), left_s)
         _say(f"{_now()}send {self.url}{path}")
         with self._connection.send(method, path, **kwargs) as answer:
             yield answer
@@ -117,14 +122,16 @@ class Calls:
         with self._sent(method, self._path(call, query or {}), read_s=read_s, **kwargs) as answer:
             return self._envelope(answer)
 
-    @staticmethod
-    def _envelope(answer: requests.Response) -> Answer:
+    def _envelope(self, answer: requests.Response) -> Answer:
         """Return what was answered; raise the family's error where nothing of this protocol was."""
         content, status = _bounded(answer), answer.status_code
         found = _first(_parsed(content))
-        if found is None or status in (401, 403):
+        if found is None or no_answer(status) or status in (401, 403, 413):
             _say(f"{_now()}status code = {status} / reason = {_shown(content.decode('utf-8', 'backslashreplace'))}")
-            raise _error(answer.url.partition("?")[0], status, found)
+            error, asked_s = _error(answer.url.partition("?")[0], status, found), retry_after_s(answer)
+            if asked_s:
+                self._quiet_until = time.monotonic() + asked_s
+            raise asked_to_wait(error, asked_s)
         return _told(status, found)
 
 
@@ -163,10 +170,13 @@ def _told(status: int, entry: Mapping[str, Any]) -> Answer:
 
 
 def _error(where: str, status: int, entry: Mapping[str, Any] | None) -> SpoolError:
-    if entry is not None:
-        return NoRight(f"{where}: {_shown(str(entry.get('message', '')))}", hint="is it the right token, of this user?")
     if status == 413:
         return TooLarge(f"{where} takes no body of this size", hint="a proxy's limit?")
+    said = _shown(str(entry.get("message", ""))) if entry else ""
+    if entry and no_answer(status):
+        return Unreachable(f"{where} was answered {status}: {said}", hint="the server or a gateway is busy; see MInt's log")
+    if entry:
+        return NoRight(f"{where}: {said}", hint="is it the right token, of this user?")
     kind = NotThisApi if status in (404, 405) else Unreachable
     return kind(f"{where} was answered {status} by something that is not the server", hint="a proxy, or a wrong URL?")
 

@@ -2,7 +2,8 @@
 
 The server may be strict: a step that is past is then refused, also to the one whose first answer was lost. So no call whose
 answer was lost is repeated before calc-progress has said that it was not taken, and what a step was answered counts durably
-before the next is taken. A job that the server has no more (a forced cancel) is given up for good: `StaleRun`.
+before the next is taken. A refusal that leaves the job where it was may pass: it is tried again, `REFUSALS` times in all. A job
+that the server has no more (a forced cancel) is given up for good: `StaleRun`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any
 
 from spool import jsonio, log
 from spool.agent.published_calls import Answer, Calls
-from spool.errors import SpoolError, StaleRun, TransferFailed
+from spool.errors import SpoolError, StaleRun, TransferFailed, Unreachable
 from spool.fields import Fields
 from spool.files import fsync_dir, read_record, remove_tree, replace_file
 from spool.published import CALC_END, COMPLETE_SEND, GETTING_RETURN, GOT_RETURN, NOT_START, RUNNING, SENDING_PARAMS
 
 ORDER = (NOT_START, SENDING_PARAMS, COMPLETE_SEND, RUNNING, CALC_END, GETTING_RETURN, GOT_RETURN)
 RECORD_BYTES = 65536
+REFUSALS = 6
+MOST_SKIPPED = 64
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Way:
         self.site = site
         self._path = self.folder / "steps.json"
         self._lock = threading.Lock()
-        self._answers_progress = True
+        self._refusals: dict[str, int] = {}
+        self._looks = self._untold = 0
         self._load()
 
     def _load(self) -> None:
@@ -122,6 +126,7 @@ class Way:
         if again and progress in (SENDING_PARAMS, None):
             self.note(taken=SENDING_PARAMS)
             raise self._lost()
+        self._wait_for_better(SENDING_PARAMS, answer, progress, again)
         raise self._given_up("calc-params", answer, progress)
 
     @staticmethod
@@ -131,7 +136,8 @@ class Way:
     def take(self, call: str, target: str, more: Mapping[str, Any] | None = None) -> None:
         """Have the server take the step to `target`, once. Safe to repeat, also after a restart and a lost answer.
 
-        Raises `StaleRun` where the job is not this agent's any more, `TransferFailed` where results are refused.
+        Raises `StaleRun` where the job is not this agent's any more, `TransferFailed` where results are refused, `Unreachable`
+        where it may be taken later.
         """
         self._need()
         if self.reached(target):
@@ -159,11 +165,22 @@ class Way:
     def _refused(self, call: str, target: str, answer: Answer, again: bool) -> None:
         """Return where the step counts as taken although the call was refused, else raise."""
         progress = self._calls.progress(self.steps.accept_id)
+        self._wait_for_better(target, answer, progress, again)
         if target == GETTING_RETURN and progress == CALC_END:
             raise TransferFailed(f"the server refused the results: {answer.code} {answer.message}", hint="see MInt's log")
         if again and (progress == target or (progress is None and target != RUNNING)):
             return
         raise self._given_up(call, answer, progress)
+
+    def _wait_for_better(self, target: str, answer: Answer, progress: str | None, again: bool) -> None:
+        """Raise `Unreachable` where the job is still where it was and the refusal may pass; a few times for each step."""
+        self._refusals[target] = self._refusals.get(target, 0) + 1
+        if progress != self.steps.taken or self._refusals[target] >= REFUSALS:
+            return
+        if not again:  # refused, and nothing before it was lost: there is nothing to look up
+            self.note(trying="")
+        why = f"the step to {target!r} was answered {answer.code} {answer.message}"
+        raise Unreachable(why, hint="the job is still where it was; it is tried again")
 
     def _need(self) -> None:
         if self.steps.gone:
@@ -183,10 +200,12 @@ class Way:
         """Ask whether the server still has the job: False after a forced cancel. True where it does not tell."""
         if self.steps.gone:
             return False
-        if self._answers_progress:
-            progress = self._calls.progress(self.steps.accept_id)
-            self._answers_progress = progress is not None
-            if progress == "" and not self.reached(CALC_END):
-                self.note(gone="the server has no such job any more")
-                return False
+        self._looks += 1
+        if self._looks < self._untold:  # who does not tell is asked less and less, and never given up
+            return True
+        progress = self._calls.progress(self.steps.accept_id)
+        self._looks, self._untold = 0, min(MOST_SKIPPED, 2 * max(1, self._untold)) if progress is None else 0
+        if progress == "" and not self.reached(CALC_END):
+            self.note(gone="the server has no such job any more")
+            return False
         return True

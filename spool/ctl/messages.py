@@ -179,6 +179,11 @@ _SAID: Catalogue = {
     "wf_ended": ("status: {status}", "終了: {status}"),
     "wf_not_returned": ("not returned: {name}: {why}", "戻らなかったファイル: {name}: {why}"),
     "wf_not_asked": ("not written, as nobody asked for it: {name}", "求めていないため書きません: {name}"),
+    "wf_no_answer": (
+        "mi-system-wf.py: {url} has not answered for {seconds} s ({tries} tries): is the address right? Nothing was registered",
+        "mi-system-wf.py: {url}から{seconds}秒間応答がありません({tries}回試行)。"
+        "アドレスを確認してください。何も登録していません",
+    ),
     "wf_cut": ("{signal}: canceling the calculation", "{signal}: 計算を取り消します"),
     "wf_canceled": ("canceled: {id}", "取り消しました: {id}"),
     "wf_not_canceled": (

@@ -6,9 +6,10 @@ A drop-in for the published program of that name, without its fixed waits: add, 
 result. Progress is asked for every `POLL_S[0]` seconds at first, then whenever a tenth of the time has passed that nothing has
 changed for, every `POLL_S[1]` seconds at the latest.
 
-A call without an answer is repeated until there is one. That is safe: an `add` whose answer was lost leaves a calculation that
-is never allowed, so it never runs and expires; an `allow` that had arrived is answered as waiting already; the others only
-ask. Whatever ends the program before the results are here (a signal too) ends with a forced cancel.
+A call without an answer is repeated until there is one; before anything is registered for `PATIENCE_S` alone, as the address may
+be a wrong one (`PATIENCE` in the environment sets another number of seconds). That is safe: an `add` whose answer was lost leaves
+a calculation that is never allowed, so it never runs and expires; an `allow` that had arrived is answered as waiting already; the
+others only ask. Whatever ends the program before the results are here (a signal too) ends with a forced cancel.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from spool.published import COMPLETED, GOT_RETURN
 T = TypeVar("T")
 POLL_S = (0.05, 2.0)
 CANCEL_PAUSES_S = (0.2, 1.0)
+PATIENCE, PATIENCE_S = "MI_SYSTEM_WF_PATIENCE_S", 600
+LEAST_TRIES = 3  # one try may take longer than that: large inputs on a slow line
 MAX_DAMAGED = 5  # answers with the result that cannot be read, before it is believed that there is no better one
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -80,6 +83,7 @@ class Asked:
     inputs: dict[str, Path]
     outputs: tuple[str, ...]
     parameters: str
+    patience_s: int
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,7 +128,14 @@ def parse(words: list[str], folder: Path) -> Asked:
         raise Usage("an argument is not UTF-8 text", hint="the protocol carries UTF-8") from exc
     except ValueError as exc:
         raise Usage(str(exc), hint="such as https://mint.example:50443") from exc
-    return Asked(address, site, _token(token), command, inputs_of(ins), outputs_of(outs, folder), parameters)
+    return Asked(address, site, _token(token), command, inputs_of(ins), outputs_of(outs, folder), parameters, _patience_s())
+
+
+def _patience_s() -> int:
+    word = os.environ.get(PATIENCE) or str(PATIENCE_S)
+    if not re.fullmatch(r"[0-9]{1,9}", word):
+        raise Usage(f"{PATIENCE} is {word!r}", hint="a number of seconds, such as 600")
+    return int(word)
 
 
 def _token(word: str) -> str:
@@ -204,6 +215,7 @@ class Submission:
     def _insist(self, what: str, call: Callable[[], T]) -> T:
         """Return what `call` returns, repeated while its problem may pass, each time with a line for whoever waits."""
         failures = damaged = 0
+        since = time.monotonic()
         while True:
             self._signals.check()
             try:
@@ -213,10 +225,21 @@ class Submission:
                 if not self._may_pass(exc, damaged):
                     raise
                 asked_s = getattr(exc, "asked_s", None)
+                if asked_s is not None:  # there is a server, and it asks for time
+                    since = time.monotonic() + asked_s
+                if self._is_hopeless(failures + 1, time.monotonic() - since):
+                    raise
                 delay_s = retry_delay_s(failures) / 4 if asked_s is None else asked_s
                 tell("retrying", what=what, message=exc.message, seconds=f"{delay_s:.1f}")
             failures += 1
             time.sleep(delay_s)
+
+    def _is_hopeless(self, tries: int, silent_s: float) -> bool:
+        """True, and said, where nothing is registered yet and nobody has answered for too long."""
+        if self._accept_id or tries < LEAST_TRIES or silent_s < self._asked.patience_s:
+            return False
+        tell("wf_no_answer", url=self._asked.url, tries=tries, seconds=f"{silent_s:.0f}")
+        return True
 
     def _may_pass(self, exc: SpoolError, damaged: int) -> bool:
         if isinstance(exc, Untrusted) and not self._accept_id:

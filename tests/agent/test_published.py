@@ -310,7 +310,7 @@ def test_a_lost_answer(tmp_path: Path, call: str, repeatable: bool, restart: boo
         abroad.server.drop_answer(call)
         abroad.start()
         if restart:
-            abroad.called(call)
+            wait_until(lambda: not abroad.server.pending("drop", call), 30, f"{call} is done, and its answer lost")
             abroad.kill()
             abroad.start()
         if call == "calc-params" and not repeatable:

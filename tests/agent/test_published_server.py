@@ -58,20 +58,21 @@ def test_it_is_found_out_once_and_remembered(abroad: Abroad) -> None:
 
 @slow
 def test_no_page_decides(abroad: Abroad, make_wire: Make) -> None:
-    """Gateways' errors for /v1, and for calc-request, first; only the published envelope after "no such path" counts."""
-    acts = [Act(status=502), Act(status=403), Act(status=503), Act(status=400), Act(status=200)]
-    wire = make_wire(abroad.server.port, lambda request: acts.pop(0) if acts else None)
-    abroad.server.html("calc-request", 2)
+    """Gateways' errors for /v1, and for calc-request, first; only the published envelope after what is not /v1 counts."""
+    acts = [Act(status=status) for status in (502, 503, 504, 429, 403, 400, 200, 302, 501)]
+    wire = make_wire(abroad.server.port, lambda request: acts.pop(0) if acts and "/v1/" in request.path else None)
+    abroad.server.html("calc-request", 6)
     abroad.start(SITE, wire.url, TOKEN, "retry:50,0.05", f"calc_base:{abroad.base}")
     wait_until(lambda: "event=protocol " in abroad.said(), 20, "the protocol is found out")
     asked = [request.path.partition("?")[0].rpartition("/")[2] for request in list(wire.seen)]
-    assert asked[:11] == ["sync"] * 5 + ["sync", "calc-request"] * 3
+    assert asked[:18] == ["sync"] * 4 + ["sync", "calc-request"] * 7
     assert abroad.ended(abroad.submit("echo x > a", "a")) == "completed"
 
 
 @slow
-def test_pages_alone_never_decide(abroad: Abroad, make_wire: Make) -> None:
-    wire = make_wire(abroad.server.port, lambda request: Act(status=404))
+@pytest.mark.parametrize("status", [404, 302, 200, 400, 501, 502])
+def test_pages_alone_never_decide(abroad: Abroad, make_wire: Make, status: int) -> None:
+    wire = make_wire(abroad.server.port, lambda request: Act(status=status))
     agent = abroad.start(SITE, wire.url, TOKEN, "retry:3,0.05", f"calc_base:{abroad.base}")
     assert agent.wait(20) == 75
     assert "event=protocol" not in abroad.said()
@@ -85,6 +86,49 @@ def test_a_gateway_that_answers_for_every_path(abroad: Abroad, make_wire: Make, 
     wire = make_wire(abroad.server.port, lambda request: act if "/v1/" in request.path else None)
     abroad.start(url=wire.url)
     assert abroad.ended(abroad.submit("echo x > a", "a")) == "completed"
+
+
+LOGIN = {"Content-Type": "text/html", "Location": "https://sso.example/login"}
+JSON = {"Content-Type": "application/json"}
+
+
+@slow
+@pytest.mark.parametrize(
+    "act",
+    [Act(status=302, headers=LOGIN), Act(status=200), Act(status=204, page=b""), Act(status=400), Act(status=403),
+     Act(status=501), Act(status=200, page=b'{"message":"unknown path"}', headers=JSON)],
+    ids=["302", "200", "204", "400", "403", "501", "200 of another API"],
+)  # fmt: skip
+def test_a_gateway_that_answers_unknown_paths_with_a_page(abroad: Abroad, make_wire: Make, act: Act) -> None:
+    """calc-request in the published envelope is the proof."""
+    wire = make_wire(abroad.server.port, lambda request: act if "/v1/" in request.path else None)
+    abroad.start(url=wire.url)
+    assert abroad.ended(abroad.submit("echo x > a", "a")) == "completed"
+    assert syncs(wire) == 1
+
+
+@slow
+def test_calc_request_that_says_it_is_busy_is_no_proof(abroad: Abroad, make_wire: Make) -> None:
+    wire = make_wire(abroad.server.port)
+    abroad.server.busy("calc-request", 2)
+    abroad.start(SITE, wire.url, TOKEN, "retry:50,0.05", f"calc_base:{abroad.base}")
+    wait_until(lambda: "event=protocol " in abroad.said(), 20, "the protocol is found out")
+    assert syncs(wire) == 3
+
+
+@slow
+def test_a_page_does_not_turn_our_own_server_into_a_published_one(company: Company, make_wire: Make) -> None:
+    """It speaks both; where /v1 has been, also before a restart, a page must come again and again before it counts."""
+    acts: list[Act] = []
+    wire = make_wire(company.rig.port, lambda request: acts.pop(0) if acts and "/v1/sync" in request.path else None)
+    for pages in ([], [403, 302, 200, 501]):
+        acts[:] = [Act(status=status) for status in pages]
+        company.start(url=wire.url, wait_s=0, poll_s="0.1")
+        job = company.sh("echo x > a", outputs=("a",))
+        assert company.completed(job, 60) == {"a": b"x\n"}
+        company.kill_agent()
+        assert acts == []
+    assert wire.of("GET", "calc-request") == []
 
 
 @slow

@@ -3,7 +3,7 @@
 A stand-in for a program that cannot be shipped, so it imports nothing of the project. It is as strict as the published
 one: a step that is past answers `code` 401, also to a client whose first answer was lost, unless it is made `repeatable`.
 Every path but the fourteen gets an HTML page, as Flask gives it. Faults for tests are set per call: `drop_answer`,
-`refuse`, `html`. What the calls do is in `their_calls.py`.
+`refuse`, `html`, `busy`. What the calls do is in `their_calls.py`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class TheirServer:
         self.jobs = self.shelf.jobs
         self.requests: list[tuple[str, str]] = []
         self._faults: dict[tuple[str, str], int] = {}
+        self._busy: dict[str, tuple[Answer, bool, dict[str, str]]] = {}
         mint, external = MintSide(self.shelf), ExternalSide(self.shelf, repeatable, finish_abandoned)
         self.calls: dict[str, tuple[str, Callable[[Call], Answer]]] = {
             "add-calcinfo": ("POST", mint.add_calcinfo),
@@ -87,12 +88,29 @@ class TheirServer:
         """Answer the next `times` of `call`, which are not done, with a gateway's page."""
         self._fault("html", call, times)
 
+    def busy(
+        self, call: str, times: int = 1, *, status: int = 503, code: int | str = 503, done: bool = False, retry_after: str = ""
+    ) -> None:
+        """Answer the next `times` of `call` with a gateway's word in the envelope; they are not done unless `done`."""
+        headers = {"Retry-After": retry_after} if retry_after else {}
+        self._busy[call] = envelope(code, "混雑しています。", status=status), done, headers
+        self._fault("busy", call, times)
+
+    def busy_answer(self, call: str) -> tuple[Answer, bool, dict[str, str]] | None:
+        """What `busy` set, where it is due."""
+        return self._busy[call] if self.due("busy", call) else None
+
     def due(self, kind: str, call: str) -> bool:
         """True, and once fewer to come, where a fault is set."""
         with self.shelf.lock:
             left = self._faults.get((kind, call), 0)
             self._faults[kind, call] = max(left - 1, 0)
             return left > 0
+
+    def pending(self, kind: str, call: str) -> bool:
+        """True while a fault that was set has not happened yet; one of `drop` happens after the call was done."""
+        with self.shelf.lock:
+            return self._faults.get((kind, call), 0) > 0
 
     def answer(self, name: str, call: Call) -> Answer:
         """Do a call, one at a time."""
@@ -149,9 +167,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.their.calls[name][0] != self.command:
             self._page(405, "Method Not Allowed")
         else:
-            answer = self._permitted(url.path, url.query, name, content)
+            busy = self.their.busy_answer(name)
+            answer = self._permitted(url.path, url.query, name, content) if not busy or busy[1] else busy[0]
             if not self.their.due("drop", name):
-                self._send(answer.status, "application/json", json.dumps(answer.shape, ensure_ascii=False, separators=(",", ":")))
+                self._answer(busy[0] if busy else answer, busy[2] if busy else {})
+
+    def _answer(self, answer: Answer, headers: dict[str, str]) -> None:
+        text = json.dumps(answer.shape, ensure_ascii=False, separators=(",", ":"))
+        self._send(answer.status, "application/json", text, headers)
 
     def _permitted(self, path: str, query: str, name: str, content: bytes) -> Answer:
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
@@ -166,9 +189,11 @@ class _Handler(BaseHTTPRequestHandler):
         page = f"<!doctype html>\n<html lang=en>\n<title>{status} {title}</title>\n<h1>{title}</h1>\n"
         self._send(status, "text/html; charset=utf-8", page)
 
-    def _send(self, status: int, kind: str, text: str) -> None:
+    def _send(self, status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> None:
         content = text.encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
