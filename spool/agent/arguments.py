@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def verify(config: AgentConfig, args: Arguments) -> bool | str:
     """Return what TLS is verified against: True for the system's authorities, a file's path, or False (no_auth)."""
     if args.no_auth:
         print("spool_agent.py: no_auth: the server's certificate is NOT verified; use no_auth:CAFILE", file=sys.stderr)
+        warnings.filterwarnings("ignore", message="Unverified HTTPS request")  # urllib3 would say so at each request
         return False
     chosen = args.ca_file or config.agent["ca_file"]
     if chosen and not Path(chosen).is_file():

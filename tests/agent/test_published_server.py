@@ -279,8 +279,9 @@ def test_no_auth_over_https(tmp_path: Path) -> None:
     try:
         for word in ("no_auth", f"no_auth:{tmp_path / 'ca.crt'}"):
             job = abroad.submit("echo x > a", "a")
-            abroad.start(*words, word)
+            agent = abroad.start(*words, word)
             assert abroad.ended(job) == "completed"
+            agent.wait_for_output(f"event=local_end job={job}", 20)  # it knows, and has nothing in hand
             abroad.kill()
         assert abroad.start(*words).wait(20) == 75, "an authority that nobody named is not trusted"
     finally:
