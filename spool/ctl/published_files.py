@@ -16,7 +16,7 @@ from typing import Any
 
 from spool.ctl.backend import Usage
 from spool.errors import from_os_error
-from spool.files import fsync_dir, parent_beneath, remove_tree
+from spool.files import fsync_dir, parent_beneath, remove_tree, sync_file
 from spool.manifest import printable
 from spool.names import check_name, check_names
 from spool.published import ERROR, LOGS, last_part, media_type
@@ -106,7 +106,7 @@ class Landing:
         mode = 0o666 & ~_umask()
         for name, stored in files.items():
             os.chmod(stored.path, mode)
-            _sync(stored.path)
+            sync_file(stored.path)
             with parent_beneath(self._folder, name, make=True) as (parent, last):
                 os.rename(stored.path, last, dst_dir_fd=parent)
                 os.fsync(parent)
@@ -117,11 +117,3 @@ def _umask() -> int:
     before = os.umask(0o077)
     os.umask(before)
     return before
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
