@@ -31,7 +31,6 @@ from spool.config import LiveConfig, find_config
 from spool.creation import SPOOL_UMASK
 from spool.errors import ConfigError, SpoolError
 from spool.opening import open_store
-from spool.published import MAX_BODY_BYTES
 from spool.server.app import build, token_file
 from spool.server.bodies import Limits, channel_class
 from spool.server.sync import Contacts
@@ -41,6 +40,7 @@ from spool.store import Store
 
 EXIT_CONFIG = 78
 SPARE_CONNECTIONS = 200
+OUTGOING_BYTES = 32 << 20
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
@@ -150,7 +150,7 @@ def _waitress(app: Bottle, listening: socket.socket, options: dict[str, Any]) ->
         channel_timeout=120,
         recv_bytes=262144,
         inbuf_overflow=options["max_chunk"] + 65536,
-        outbuf_high_watermark=MAX_BODY_BYTES + 65536,
+        outbuf_high_watermark=OUTGOING_BYTES,
         max_request_body_size=max(options["max_chunk"], 64 * 1024 * 1024) + 65536,
         max_request_header_size=65536,
         asyncore_use_poll=True,

@@ -136,7 +136,8 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
         """waitress's channel with that parser.
 
         What still comes of a refused body is read and thrown away for a while: a connection that is closed over unread bytes is
-        reset, and its client never reads why.
+        reset, and its client never reads why. A slow reader holds no thread: what it has not taken of a published answer waits
+        in files, in several, since a buffer keeps in memory what it held before until it is left (docs/operations.md).
         """
 
         parser_class = Parser
@@ -152,6 +153,10 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
             found = [*self.requests, self.request]
             self._refused = self._refused or any(isinstance(one, Parser) and (one.refused or one.bodyless) for one in found)
             return taken
+
+        def _flush_outbufs_below_high_watermark(self) -> None:  # waitress waits here for the reader, in a thread
+            if self.total_outbufs_len > MAX_BODY_BYTES:
+                super()._flush_outbufs_below_high_watermark()
 
         def readable(self) -> bool:
             return bool(self._lingers_until) or super().readable()

@@ -30,22 +30,6 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 
 
-class _Limited(io.RawIOBase):
-    """The next `left` bytes of an open file, for `wsgi.file_wrapper`."""
-
-    def __init__(self, file: BinaryIO, left: int) -> None:
-        self._file = file
-        self._left = left
-
-    def read(self, size: int = -1) -> bytes:
-        block = self._file.read(self._left if size < 0 else min(size, self._left))
-        self._left -= len(block)
-        return block
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def download(environ: Mapping[str, Any], paths: JobPaths, folder: str, name: str, entry: FileEntry | None) -> HTTPResponse:
     """Answer GET or HEAD for one file of a job: 200, 206, 304-free, 416; strong ETag where the SHA-256 is known.
 
@@ -76,16 +60,13 @@ def download(environ: Mapping[str, Any], paths: JobPaths, folder: str, name: str
     if environ["REQUEST_METHOD"] == "HEAD":
         file.close()
         return HTTPResponse(b"", status, headers)
-    return HTTPResponse(_body(environ, file, start, end, size), status, headers)
+    return HTTPResponse(_body(environ, file, start), status, headers)
 
 
-def _body(environ: Mapping[str, Any], file: BinaryIO, start: int, end: int, size: int) -> Any:
+def _body(environ: Mapping[str, Any], file: BinaryIO, start: int) -> Any:
+    """Return what sends the file from `start` on; the server ends at the Content-Length (PEP 3333, "wsgi.file_wrapper")."""
     file.seek(start)
-    if end < size:
-        limited = _Limited(file, end - start)
-        return iter(lambda: limited.read(BLOCK_BYTES), b"")
-    wrapper = environ.get("wsgi.file_wrapper")
-    return wrapper(file, BLOCK_BYTES) if wrapper else iter(lambda: file.read(BLOCK_BYTES), b"")
+    return environ["wsgi.file_wrapper"](file, BLOCK_BYTES)
 
 
 def _span(environ: Mapping[str, Any], size: int, etag: str) -> tuple[tuple[int, int] | None, bool]:
