@@ -24,6 +24,8 @@ from spool.runner import RunStatus, signal_of
 from spool.states import FINAL, Reason, State
 from spool.store import Store, check_run
 
+MAX_LATE = 100  # records of late results kept of one job
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -134,6 +136,28 @@ def accept(store: Store, result: Result, *, by: str, digests: Digests | None = N
         ended = _move_in(store, state, paths, incoming, result, by)
     remove_tree(paths.incoming)
     return ended
+
+
+def keep_late(store: Store, result: Result) -> None:
+    """Keep the record of a run whose results are not taken any more, in `late/RUN_ID.json`, to be seen by an operator.
+
+    Its files stay at the site, and what has arrived of them in `attempts/N/incoming/`. Safe to repeat.
+    """
+    paths = store.paths.job(result.id)
+    with store.locked(result.id) as state:
+        stored = store.result(result.id)
+        if stored is not None and stored.run_id == result.run_id:
+            return
+        paths.late.mkdir(0o770, exist_ok=True)
+        if len(os.listdir(paths.late)) >= MAX_LATE:
+            log.warning("late_not_kept", job=result.id, run=result.run_id, why=f"{MAX_LATE} are there already")
+            return
+        replace_file(paths.late / f"{result.run_id}.json", result.encode())
+        fsync_dir(paths.folder)
+    log.warning(
+        "late_result", job=result.id, run=result.run_id, attempt=result.attempt, exit_code=result.exit_code,
+        files=len(result.files), state=state.state, why="its run was given up or replaced",
+    )  # fmt: skip
 
 
 def _accepted_before(store: Store, state: JobState, result: Result) -> JobState:

@@ -183,7 +183,9 @@ def _error(answer: requests.Response) -> SpoolError:
         kind = NotThisApi if status in (404, 405) or (status < 500 and _is_published(answer)) else Unreachable
         error = kind(f"{where} was answered {status} by something that is not the server", hint="a proxy, or a wrong URL?")
     elif answer.request.method == "HEAD":
-        error = _of_status(status, where)
+        code = answer.headers.get("Problem-Code", "")
+        known = _BY_CODE.get(code)
+        error = known(f"{where} was answered {code}", hint="see the server's log") if known else _of_status(status, where)
     else:
         error = _of_problem(answer, status)
     if retry_after.isascii() and retry_after.isdigit():

@@ -196,8 +196,8 @@ class FolderBackend(Backend):
     def cancel(self, job_id: str) -> JobState:
         return self.store.cancel(job_id, by=self._me)
 
-    def requeue(self, job_id: str) -> JobState:
-        return self.store.requeue(job_id, by=self._me)
+    def requeue(self, job_id: str, *, force: bool = False) -> JobState:
+        return self.store.requeue(job_id, by=self._me, force=force)
 
     # Files
 

@@ -22,6 +22,10 @@ HELP: dict[str, tuple[str, str]] = {
     "help_fetch": ("put a job's results into a folder", "ジョブの結果をフォルダに取り出す"),
     "help_cancel": ("cancel jobs", "ジョブを取り消す"),
     "help_requeue": ("run ended jobs once more", "終わったジョブをもう一度実行する"),
+    "help_force": (
+        "give up a run that is with its site; what it brings later is refused and kept aside",
+        "サイトにある実行を見限る。後から届く結果は受け付けず、記録だけ残す",
+    ),
     "help_token_cmd": ("make, list and revoke tokens", "トークンを作成・一覧・失効する"),
     "help_token_add": ("make a token, shown once", "トークンを作る(表示は一度だけ)"),
     "help_token_ls": ("list tokens", "トークンを一覧する"),

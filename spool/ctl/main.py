@@ -173,7 +173,10 @@ def _cancel(args: argparse.Namespace, backend: Backend) -> int:
 
 
 def _requeue(args: argparse.Namespace, backend: Backend) -> int:
-    return _each(args.ids, backend, lambda job_id: say("requeued", id=job_id, attempt=backend.requeue(job_id).attempt))
+    def requeue(job_id: str) -> None:
+        say("requeued", id=job_id, attempt=backend.requeue(job_id, force=args.force).attempt)
+
+    return _each(args.ids, backend, requeue)
 
 
 def _each(given: list[str], backend: Backend, act: Callable[[str], None]) -> int:

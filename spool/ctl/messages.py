@@ -279,6 +279,10 @@ _SAID: Catalogue = {
         "the site's poller said abnormal: the command failed, or wrote none of the outputs: read its logs",
         "サイトのポーリングプログラムが異常終了を報告しました。ログと出力の指定を確認してください",
     ),
+    "reason_given_up": (
+        "an operator gave the run up; it may still run at the site",
+        "運用者がこの実行を見限りました。サイトでまだ動いている可能性があります",
+    ),
     "reason_unreachable": (
         "the site was silent for too long: see that its agent and its line work, then requeue",
         "サイトから長時間連絡がありません。エージェントと回線を確認してからrequeueしてください",
