@@ -138,8 +138,8 @@ def accept(store: Store, result: Result, *, by: str, digests: Digests | None = N
     return ended
 
 
-def keep_late(store: Store, result: Result) -> None:
-    """Keep the record of a run whose results are not taken any more, in `late/RUN_ID.json`, to be seen by an operator.
+def keep_late(store: Store, result: Result, *, by: str) -> None:
+    """Keep the record of a run whose results are not taken any more, in `late/RUN_ID.json`, with a remark in the history.
 
     Its files stay at the site, and what has arrived of them in `attempts/N/incoming/`. Safe to repeat.
     """
@@ -148,12 +148,18 @@ def keep_late(store: Store, result: Result) -> None:
         stored = store.result(result.id)
         if stored is not None and stored.run_id == result.run_id:
             return
+        place = paths.late / f"{result.run_id}.json"
         paths.late.mkdir(0o770, exist_ok=True)
+        if place.exists():
+            return
         if len(os.listdir(paths.late)) >= MAX_LATE:
             log.warning("late_not_kept", job=result.id, run=result.run_id, why=f"{MAX_LATE} are there already")
             return
-        replace_file(paths.late / f"{result.run_id}.json", result.encode())
+        replace_file(place, result.encode())
         fsync_dir(paths.folder)
+        end = result.reason or "success"
+        why = f"late result of run {result.run_id}, refused: {end}, {len(result.files)} files at the site; late/{place.name}"
+        store.write(state, state.state, by=by, why=why)
     log.warning(
         "late_result", job=result.id, run=result.run_id, attempt=result.attempt, exit_code=result.exit_code,
         files=len(result.files), state=state.state, why="its run was given up or replaced",

@@ -206,10 +206,12 @@ class Carrier:
         while self._wanted != "start":
             self._sync_soon()
             deadline = time.monotonic() + self._config.agent["poll_s"]
-            while self._wanted not in ("start", "forget", "cancel") and time.monotonic() < deadline:
+            while self._wanted not in ("start", "forget", "cancel", "keep") and time.monotonic() < deadline:
                 self._pause(deadline - time.monotonic())
             if self._wanted == "cancel":
                 return False
+            if self._wanted == "keep":
+                raise UnknownRun("MInt does not know the job; it was not started", hint="MInt's operator decides")
             if self._wanted == "forget":
                 raise StaleRun("the job was given back or canceled before it started", hint="nothing was run")
         return True

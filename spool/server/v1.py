@@ -163,7 +163,7 @@ class V1:
             with self._telling_unknown(state, result.run_id):
                 return answer(summary(accept(self._store, result, by=state.agent or asker.user, digests=self._digests)))
         except (StaleRun, Conflict):
-            keep_late(self._store, result)
+            keep_late(self._store, result, by=asker.user)
             raise
 
     def get_job(self, job_id: str) -> HTTPResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_a_job_that_is_not_in_the_backup_stays_at_the_site_and_holds_no_slot(com
     job = company.sh(script, outputs=("out.dat",))
     company.start(slots="1")
     company.is_at(job, "running")
+    wait_until(counter.exists, 20, "the command runs")
     lost = company.rig.root / "lost"
     server.kill()
     shutil.copytree(company.rig.job(job), lost / job)
@@ -109,16 +111,21 @@ def test_a_late_result_is_kept_aside(company: Company) -> None:
     company.is_at(job, "running")
     wait_until(counter.exists, 20, "the command runs")
     run_id = company.rig.state(job)["run_id"]
+    wire = company.rig.pid_of("spool_server.py")
+    os.kill(wire, signal.SIGSTOP)  # so that nothing is returned before the requeue
     go.touch()
     company.locally(job, "returning")
+    agent.signal(signal.SIGSTOP)
+    os.kill(wire, signal.SIGCONT)
     company.rig.spoolctl("requeue", "--force", job)
+    agent.signal(signal.SIGCONT)
     late = company.rig.job(job) / "late" / f"{run_id}.json"
-    wait_until(lambda: late.exists() or company.rig.state(job)["state"] == "completed", 30, "the late result, or the new one")
-    assert agent.running
-    if late.exists():
-        assert json.loads(late.read_text())["run_id"] == run_id
+    wait_until(late.exists, 30, "the late result is kept aside")
+    assert json.loads(late.read_text())["run_id"] == run_id
+    assert f"late result of run {run_id}" in company.rig.spoolctl("show", job).stdout
     company.completed(job)
-    assert json.loads((company.rig.job(job) / "result.json").read_text())["run_id"] != run_id
+    assert company.result(job)["run_id"] != run_id
+    assert not late.with_name(f"{company.result(job)['run_id']}.json").exists()
 
 
 def test_a_base_from_another_machine_is_refused(company: Company) -> None:
