@@ -295,7 +295,8 @@ class Sync:
             asker.need_agent(state)
         except SpoolError as exc:
             # After a restore the server may know less than the agent: the agent keeps the job, an operator decides.
-            self._warn_once("unknown_job", request, held, exc)
+            if self._first_time(held):
+                log.warning("unknown_job", job=held.id, run=held.run_id, site=request.site, agent=request.agent, why=exc)
             return {"id": held.id, "run_id": held.run_id, "want": "keep", "state": "unknown"}
         try:
             if state.run_id != held.run_id:
@@ -320,13 +321,15 @@ class Sync:
         kept = (self._store.paths.job(state.id).late / f"{held.run_id}.json").exists()
         if self._store.knows(state, held.run_id) or held.state not in _STARTED or kept:
             return {**told, "want": "cancel" if held.state == "running" else "forget", "state": "stale"}
-        self._warn_once("unknown_run", request, held, f"the job is {state.state} with another run")
+        if self._first_time(held):
+            log.warning("unknown_run", job=held.id, run=held.run_id, site=request.site, agent=request.agent, now=state.state)
         return {**told, "want": "keep", "state": "unknown"}
 
-    def _warn_once(self, event: str, request: Request, held: Held, why: object) -> None:
-        if held.run_id not in self._warned:
-            self._warned.add(held.run_id)
-            log.warning(event, job=held.id, run=held.run_id, site=request.site, agent=request.agent, why=why)
+    def _first_time(self, held: Held) -> bool:
+        """True where nothing was said of this run yet: its agent asks again every few seconds."""
+        first = held.run_id not in self._warned
+        self._warned.add(held.run_id)
+        return first
 
     def _judge(self, state: JobState, held: Held, order: tuple[int, int]) -> dict[str, Any]:
         if state.state in FINAL:
