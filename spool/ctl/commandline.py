@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_ls(add("ls", "help_ls"))
     _add_of_jobs(add)
     _add_token(add("token", "help_token_cmd"), common)
-    _option(add("check", "help_check"), "--json", "help_json", action="store_true")
+    check = add("check", "help_check")
+    _option(check, "--repair", "help_repair", action="store_true")
+    _option(check, "--json", "help_json", action="store_true")
     return parser
 
 

@@ -31,6 +31,10 @@ HELP: dict[str, tuple[str, str]] = {
     "help_token_ls": ("list tokens", "トークンを一覧する"),
     "help_token_revoke": ("make a token count no more", "トークンを失効させる"),
     "help_check": ("examine the spool; exit 0 where it is healthy", "スプールを検査する。正常なら終了コード0"),
+    "help_repair": (
+        "put right what a crash has left; only by the owner of the spool, at any time",
+        "異常終了が残したものを修復する(スプールの所有者のみ、いつでも可)",
+    ),
     "help_site": ("the external computer", "外部計算機(サイト)"),
     "help_command": ("the command's registered name", "登録されたコマンド名"),
     "help_arg": ("an argument of the command; repeat it", "コマンドの引数(繰り返し可)"),

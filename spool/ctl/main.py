@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.command_name == "check":
-        return checking.run(_root(args), as_json=args.json)
+        return checking.run(_root(args), as_json=args.json, repair=args.repair)
     if args.command_name == "token":
         return tokenfile.run(args, FolderBackend(_root(args)))
     commands: dict[str, Callable[[argparse.Namespace, Backend], int]] = {
