@@ -182,7 +182,7 @@ def _verify(paths: JobPaths, incoming: Incoming, result: Result) -> None:
         here = _entry_here(paths, incoming, entry.path)
         if here == entry:
             continue
-        if here is not None and here.size >= entry.size:
+        if here is None or here.size >= entry.size:
             incoming.restart(entry.path)
         wrong.append(entry.path)
     if wrong:

@@ -178,7 +178,7 @@ class Store(Jobs):
             self.queue.add_active(state.site, agent, state.id)
             claimed = self.write(
                 state, State.CLAIMED, by=agent, why="its agent has it already (a restore?)", run_id=run_id, agent=agent,
-                agent_order=order, claimed_at=utc_now(), queue_key="",
+                agent_order=order, claimed_at=utc_now(), started_at=utc_now(), queue_key="",
             )  # fmt: skip
             self.queue.remove(state.site, state.user, state.queue_key)
             return self.write(claimed, State.RUNNING, by=agent, why="was started before", started_at=utc_now())
@@ -263,9 +263,10 @@ class Store(Jobs):
             return self.end(state, State.FAILED, by=by, reason=Reason.LOST.value, message=message)
 
     def give_back(self, job_id: str, run_id: str, *, by: str, why: str) -> JobState:
-        """claimed -> queued for an agent without contact: provably not started. Any other state is returned as it is."""
+        """claimed -> queued for an agent without contact: provably not started. Any other job is returned as it is."""
         with self.locked(job_id) as state:
-            if state.state != State.CLAIMED or state.run_id != run_id:
+            adopted = bool(state.started_at)  # a crash came within `adopt`: its command may run
+            if state.state != State.CLAIMED or state.run_id != run_id or adopted:
                 return state
             queued = self._to_queue(state, by=by, why=why)
             self.queue.remove_active(state.site, state.agent, state.id)
@@ -349,12 +350,18 @@ def complete_history(paths: JobPaths, state: JobState) -> None:
 
 
 def set_attempt_aside(paths: JobPaths, attempt: int) -> None:
-    """Move what an attempt left to `attempts/N/`. Safe to repeat: what has moved already is not there any more."""
+    """Move what an attempt left to `attempts/N/`. Safe to repeat: what has moved already is not there any more.
+
+    A late chunk may have made `incoming/` again after a crash; it is kept as well, with a "+" behind its name.
+    """
     aside = paths.attempt(attempt)
     os.makedirs(aside, 0o770, exist_ok=True)
     for name in JobPaths.OF_AN_ATTEMPT:
+        target = aside / name
+        while target.exists():
+            target = target.with_name(target.name + "+")
         with contextlib.suppress(FileNotFoundError):
-            os.rename(paths.folder / name, aside / name)
+            os.rename(paths.folder / name, target)
     fsync_dir(aside)
     fsync_dir(paths.attempts)
     fsync_dir(paths.folder)
