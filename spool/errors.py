@@ -101,6 +101,18 @@ class StaleRun(SpoolError):
     code = "stale_run"
 
 
+class UnknownRun(StaleRun):
+    """A run that this spool has never heard of, as after a restore from a backup: not merged, and not thrown away."""
+
+    code = "unknown_run"
+
+
+class Twin(SpoolError):
+    """Another agent works under the same identity."""
+
+    code = "twin"
+
+
 class OffsetMismatch(SpoolError):
     """A chunk was offered at an offset other than what is here; `offset` (bytes) is the true one."""
 

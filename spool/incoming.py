@@ -120,7 +120,7 @@ class Incoming:
         """
         self.prepare()
         with parent_beneath(self._offsets, name, make=True) as (parent, last), self._locked_file(name) as fd:
-            here = _recorded(fd, parent, last)
+            here = self._recorded(name, fd, parent, last)
             if offset != here:
                 raise OffsetMismatch(f"{here} bytes of {name!r} are here, not {offset}", offset=here, hint="go on from there")
             os.ftruncate(fd, here)
@@ -135,6 +135,19 @@ class Incoming:
             _write_offset(parent, last, here + length)
             self._digests.keep(key, identity_of(fd), whole)
             return here + length
+
+    def _recorded(self, name: str, fd: int, parent: int, last: str) -> int:
+        """Return the offset that counts, under the file's lock; a record is made before the first byte is written.
+
+        A record never outlives the file it is of: the file's name is made durable first.
+        """
+        here = _read_offset(parent, last)
+        if here is None:
+            with parent_beneath(self.files, name) as (beside, _):
+                os.fsync(beside)
+            here = os.fstat(fd).st_size  # 0: new, or a crash came before the record; else put whole, by rename
+            _write_offset(parent, last, here)
+        return here
 
     @contextlib.contextmanager
     def _locked_file(self, name: str) -> Iterator[int]:
@@ -257,15 +270,6 @@ def _receive(fd: int, offset: int, stream: BinaryIO, length: int, sha256: str, w
     os.ftruncate(fd, offset)
     if sha256 and chunk_digest.hexdigest() != sha256:
         raise DigestMismatch("the chunk does not have the announced SHA-256", hint="it was damaged on its way: send it again")
-
-
-def _recorded(fd: int, parent: int, last: str) -> int:
-    """Return the offset that counts, under the file's lock; a record is made before the first byte is written."""
-    here = _read_offset(parent, last)
-    if here is None:
-        here = os.fstat(fd).st_size  # 0: new, or a crash came before the record; else put whole, by rename
-        _write_offset(parent, last, here)
-    return here
 
 
 def _read_offset(parent: int, last: str) -> int | None:

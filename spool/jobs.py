@@ -71,6 +71,10 @@ class Jobs:
             found[state.last.revision] = state.last
         return [found[number] for number in sorted(found) if number <= state.revision]
 
+    def knows(self, state: JobState, run_id: str) -> bool:
+        """True where the job's history has this run: it is the current one, or was replaced; else the spool has forgotten it."""
+        return any(entry.run_id == run_id for entry in self.history(state))
+
     def states(self) -> Iterator[JobState]:
         """Yield the state of every job that can be read; the others go to `corrupt/`."""
         for job_id in self.ids():

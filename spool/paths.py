@@ -70,6 +70,7 @@ class JobPaths:
         self.run = folder / "run"
         self.attempts = folder / "attempts"
         self.incoming = folder / "incoming"
+        self.late = folder / "late"
         self.reason = folder / "reason.json"
 
     def attempt(self, number: int) -> Path:

@@ -24,6 +24,8 @@ from spool.runner import RunStatus, signal_of
 from spool.states import FINAL, Reason, State
 from spool.store import Store, check_run
 
+MAX_LATE = 100  # records of late results kept of one job
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -136,6 +138,34 @@ def accept(store: Store, result: Result, *, by: str, digests: Digests | None = N
     return ended
 
 
+def keep_late(store: Store, result: Result, *, by: str) -> None:
+    """Keep the record of a run whose results are not taken any more, in `late/RUN_ID.json`, with a remark in the history.
+
+    Its files stay at the site, and what has arrived of them in `attempts/N/incoming/`. Safe to repeat.
+    """
+    paths = store.paths.job(result.id)
+    with store.locked(result.id) as state:
+        stored = store.result(result.id)
+        if stored is not None and stored.run_id == result.run_id:
+            return
+        place = paths.late / f"{result.run_id}.json"
+        paths.late.mkdir(0o770, exist_ok=True)
+        if place.exists():
+            return
+        if len(os.listdir(paths.late)) >= MAX_LATE:
+            log.warning("late_not_kept", job=result.id, run=result.run_id, why=f"{MAX_LATE} are there already")
+            return
+        replace_file(place, result.encode())
+        fsync_dir(paths.folder)
+        end = result.reason or "success"
+        why = f"late result of run {result.run_id}, refused: {end}, {len(result.files)} files at the site; late/{place.name}"
+        store.write(state, state.state, by=by, why=why)
+    log.warning(
+        "late_result", job=result.id, run=result.run_id, attempt=result.attempt, exit_code=result.exit_code,
+        files=len(result.files), state=state.state, why="its run was given up or replaced",
+    )  # fmt: skip
+
+
 def _accepted_before(store: Store, state: JobState, result: Result) -> JobState:
     stored = store.result(state.id)
     if stored is not None and stored.run_id == result.run_id:
@@ -152,7 +182,7 @@ def _verify(paths: JobPaths, incoming: Incoming, result: Result) -> None:
         here = _entry_here(paths, incoming, entry.path)
         if here == entry:
             continue
-        if here is not None and here.size >= entry.size:
+        if here is None or here.size >= entry.size:
             incoming.restart(entry.path)
         wrong.append(entry.path)
     if wrong:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from spool import log
 from spool.errors import Busy
-from spool.files import copy_tree, read_record, remove_tree, replace_file
+from spool.files import copy_tree, fsync_dir, read_record, remove_tree, replace_file, sync_tree
 from spool.paths import SpoolPaths
 from spool.rejecting import hide
 
@@ -75,12 +75,14 @@ class Staging:
         os.rename(source, self.job)
 
     def copy_in(self, source: Path) -> None:
-        """Make `job/` a copy of `source`. Safe to repeat."""
+        """Make `job/` a copy of `source`, durably, because the original goes. Safe to repeat."""
         self._remove_original()  # of another drop under this id, rejected before a crash
         remove_tree(self._copy)
         copy_tree(source, self._copy)
+        sync_tree(self._copy)
         replace_file(self._owner, str(os.lstat(source).st_uid).encode("ascii"))
         os.rename(self._copy, self.job)
+        fsync_dir(self.folder)
 
     def set_aside(self, source: Path) -> None:
         """Take the submitter's original of a copied drop out of `drop/`, in one step.

@@ -99,6 +99,7 @@ class Reason(str, Enum):
     LOST = "lost"
     UNREACHABLE = "unreachable"
     ABNORMAL = "abnormal"
+    GIVEN_UP = "given_up"
 
     def __str__(self) -> str:
         return self.value
@@ -116,6 +117,7 @@ REASON_MEANING: dict[Reason, str] = {
     Reason.LOST: "the site no longer knows how the command ended (a reboot, a vanished process or folder)",
     Reason.UNREACHABLE: "no contact with the site for longer than `give_up_after_s`",
     Reason.ABNORMAL: "a published poller said `abnormal`: the exit code was not 0, or none of the outputs was written",
+    Reason.GIVEN_UP: "an operator gave the run up to have the job run again",
 }
 
 

@@ -166,6 +166,23 @@ class Store(Jobs):
                 raise Conflict(f"job {job_id} is {state.state} and cannot be claimed", hint="ask for another job")
             return claimed
 
+    def adopt(self, job_id: str, run_id: str, *, agent: str, order: tuple[int, int]) -> JobState:
+        """Take the run of an agent, which this spool does not know of, for the job's: queued -> claimed -> running.
+
+        After a restore from a backup: the command was started before, and must not be started a second time in its attempt.
+        Raises `Conflict` where the job does not wait.
+        """
+        with self.locked(job_id) as state:
+            if state.state != State.QUEUED:
+                raise Conflict(f"job {job_id} is {state.state} and does not wait", hint="sync again")
+            self.queue.add_active(state.site, agent, state.id)
+            claimed = self.write(
+                state, State.CLAIMED, by=agent, why="its agent has it already (a restore?)", run_id=run_id, agent=agent,
+                agent_order=order, claimed_at=utc_now(), started_at=utc_now(), queue_key="",
+            )  # fmt: skip
+            self.queue.remove(state.site, state.user, state.queue_key)
+            return self.write(claimed, State.RUNNING, by=agent, why="was started before", started_at=utc_now())
+
     def _expire(self, state: JobState, why: str) -> JobState:
         expired = self.write(state, State.EXPIRED, by="spool", why=why, message=why, queue_key="", ended_at=utc_now())
         self._leave_waiting(state)
@@ -253,9 +270,10 @@ class Store(Jobs):
             return self.end(state, State.FAILED, by=by, reason=Reason.LOST.value, message=message)
 
     def give_back(self, job_id: str, run_id: str, *, by: str, why: str) -> JobState:
-        """claimed -> queued for an agent without contact: provably not started. Any other state is returned as it is."""
+        """claimed -> queued for an agent without contact: provably not started. Any other job is returned as it is."""
         with self.locked(job_id) as state:
-            if state.state != State.CLAIMED or state.run_id != run_id:
+            adopted = bool(state.started_at)  # a crash came within `adopt`: its command may run
+            if state.state != State.CLAIMED or state.run_id != run_id or adopted:
                 return state
             queued = self._to_queue(state, by=by, why=why)
             self.queue.remove_active(state.site, state.agent, state.id)
@@ -295,14 +313,19 @@ class Store(Jobs):
                 return state if state.withdrawn_at else self.write(state, state.state, by=by, why="withdrawn", **gone)
             return self._cancel(state, by, **gone)
 
-    def requeue(self, job_id: str, *, by: str) -> JobState:
+    def requeue(self, job_id: str, *, by: str, force: bool = False) -> JobState:
         """Queue a job that has ended once more: attempt N+1; what attempt N left moves to `attempts/N/`.
 
-        An operator's act. Raises `Conflict` where the job has not ended. Safe to repeat after a crash at any point.
+        An operator's act. With `force` a job that is with a site is given up first: what its run brings later is refused and
+        kept aside. Raises `Conflict` where the job has not ended. Safe to repeat after a crash at any point.
         """
         with self.locked(job_id) as state:
+            if force and state.state in WITH_SITE:
+                message = f"given up by {by}; the command may still run at the site"
+                state = self.end(state, State.FAILED, by=by, reason=Reason.GIVEN_UP.value, message=message)
             if state.state not in FINAL:
-                raise Conflict(f"job {job_id} is {state.state} and has not ended", hint="cancel it first, or wait for its end")
+                hint = "cancel it first, or wait for its end; a site that stays silent: requeue --force"
+                raise Conflict(f"job {job_id} is {state.state} and has not ended", hint=hint)
             if self.job(job_id).inputs and not state.inputs:
                 raise Conflict(f"job {job_id} was never enqueued: its inputs were not taken in", hint="submit it again")
             set_attempt_aside(self.paths.job(job_id), state.attempt)
@@ -339,12 +362,18 @@ def complete_history(paths: JobPaths, state: JobState) -> None:
 
 
 def set_attempt_aside(paths: JobPaths, attempt: int) -> None:
-    """Move what an attempt left to `attempts/N/`. Safe to repeat: what has moved already is not there any more."""
+    """Move what an attempt left to `attempts/N/`. Safe to repeat: what has moved already is not there any more.
+
+    A late chunk may have made `incoming/` again after a crash; it is kept as well, with a "+" behind its name.
+    """
     aside = paths.attempt(attempt)
     os.makedirs(aside, 0o770, exist_ok=True)
     for name in JobPaths.OF_AN_ATTEMPT:
+        target = aside / name
+        while target.exists():
+            target = target.with_name(target.name + "+")
         with contextlib.suppress(FileNotFoundError):
-            os.rename(paths.folder / name, aside / name)
+            os.rename(paths.folder / name, target)
     fsync_dir(aside)
     fsync_dir(paths.attempts)
     fsync_dir(paths.folder)

@@ -6,7 +6,7 @@ written here; only then is the runner told to start, and the runner's own latch 
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import subprocess
 import threading
 import time
@@ -19,18 +19,19 @@ from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import LocalJob
 from spool.agent.protocol import JobClient
+from spool.agent.troubles import may_pass, said
 from spool.errors import (
     Conflict,
     DigestMismatch,
     InvalidRecord,
-    NoSpace,
     NotAllowed,
+    NotFound,
     Refused,
     SpoolError,
     StaleRun,
     TransferFailed,
     Unauthorized,
-    Unreachable,
+    UnknownRun,
 )
 from spool.files import replace_file
 from spool.records import CANCELED, Job, Result
@@ -45,7 +46,6 @@ LOG_EVERY_S = 2.0
 SEND_TRIES = 4
 MOST_TRIES = 4
 RUNNER_PAUSE_S = 2.0
-_SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
 
 T = TypeVar("T")
 
@@ -62,6 +62,7 @@ class Carrier:
     ) -> None:
         self.local = local
         self.done = False
+        self.kept = False
         self.waits_for_command = threading.Event()
         self._client = client
         self._config = config
@@ -117,8 +118,14 @@ class Carrier:
             except Left:
                 log.info("left", job=self.local.state.id, state=self.local.state.state)
                 return
+            except (UnknownRun, NotFound) as exc:
+                log.error("kept", job=self.local.state.id, run=self.local.state.run_id, state=self.local.state.state, why=exc,
+                          hint="MInt has forgotten it (a restore?); the folder stays, MInt's operator decides")  # fmt: skip
+                self.kept = True
+                return
             except (StaleRun, Conflict) as exc:
                 self._stop_command()
+                self._tell_late()
                 self._close(State.CANCELED, f"the server gave this run up: {exc.message}")
                 self.done = True
             except Exception:  # noqa: BLE001 - outermost frame of the thread: a defect; the job is carried on after a while
@@ -162,7 +169,7 @@ class Carrier:
         except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
             # The command, which can write to its folder, has made it unusable; it must not keep the slot for ever.
             self._stop_command()
-            why = f"what the command left cannot be used, and it was stopped where it still ran: {_said(exc)}"
+            why = f"what the command left cannot be used, and it was stopped where it still ran: {said(exc)}"
             self._end_without_results(Reason.LOST, SpoolError(why, hint="look at the folder at the site"))
         return False
 
@@ -199,10 +206,12 @@ class Carrier:
         while self._wanted != "start":
             self._sync_soon()
             deadline = time.monotonic() + self._config.agent["poll_s"]
-            while self._wanted not in ("start", "forget", "cancel") and time.monotonic() < deadline:
+            while self._wanted not in ("start", "forget", "cancel", "keep") and time.monotonic() < deadline:
                 self._pause(deadline - time.monotonic())
             if self._wanted == "cancel":
                 return False
+            if self._wanted == "keep":
+                raise UnknownRun("MInt does not know the job; it was not started", hint="MInt's operator decides")
             if self._wanted == "forget":
                 raise StaleRun("the job was given back or canceled before it started", hint="nothing was run")
         return True
@@ -232,8 +241,8 @@ class Carrier:
             status = self._status()
         except (OSError, ValueError, subprocess.CalledProcessError) as exc:
             self._hiccups += 1
-            log.warning("runner_failed", job=self.local.state.id, times=self._hiccups, why=_said(exc))
-            if self._hiccups >= MOST_TRIES and not _may_pass(exc):
+            log.warning("runner_failed", job=self.local.state.id, times=self._hiccups, why=said(exc))
+            if self._hiccups >= MOST_TRIES and not may_pass(exc):
                 raise
             self._pause(RUNNER_PAUSE_S * self._hiccups)
             return None
@@ -315,6 +324,13 @@ class Carrier:
         except Conflict:  # it has ended at MInt already: `finish` tells whether by this very result, its answer lost
             log.info("takes_no_more", job=result.id, run=result.run_id)
 
+    def _tell_late(self) -> None:
+        """Have MInt keep the record of a measured result that it does not take any more."""
+        result = self.local.result()
+        if result is not None:
+            with contextlib.suppress(SpoolError):
+                self._client.finish(result)
+
     def _close(self, target: State, why: str) -> None:
         try:
             self.local.close(target, why)
@@ -350,10 +366,10 @@ class Carrier:
             except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
                 if isinstance(exc, SpoolError) and not self._passing(exc):
                     raise
-                if most and tries + 1 >= most and not _may_pass(exc):
+                if most and tries + 1 >= most and not may_pass(exc):
                     raise
                 delay_s = retry_delay_s(tries, exc if isinstance(exc, SpoolError) else None)
-                log.warning("tried_again", job=self.local.state.id, step=name, in_s=f"{delay_s:.1f}", why=_said(exc))
+                log.warning("tried_again", job=self.local.state.id, step=name, in_s=f"{delay_s:.1f}", why=said(exc))
                 tries += 1
                 self._pause(delay_s)
                 if self._wanted == "forget" and name not in ("run", "return"):
@@ -372,17 +388,3 @@ class Carrier:
         self._news.clear()
         if self._leave.is_set():
             raise Left
-
-
-def _said(exc: Exception) -> str:
-    """Return what went wrong in words: the runner's own line where it was the runner."""
-    if isinstance(exc, subprocess.CalledProcessError) and exc.stderr:
-        return str(exc.stderr).strip()[-400:]
-    return str(exc)
-
-
-def _may_pass(exc: Exception) -> bool:
-    """True where waiting can help: the line, or a lack of resources."""
-    if isinstance(exc, OSError):
-        return exc.errno in _SCARCE
-    return isinstance(exc, (NoSpace, Unreachable, Unauthorized, NotAllowed))

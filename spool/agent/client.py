@@ -188,7 +188,9 @@ def _error(answer: requests.Response) -> SpoolError:
         else:
             error = NotThisApi(why, hint=hint, sure=status in (404, 405) or _is_published(answer))
     elif answer.request.method == "HEAD":
-        error = _of_status(status, where)
+        code = answer.headers.get("Problem-Code", "")
+        known = _BY_CODE.get(code)
+        error = known(f"{where} was answered {code}", hint="see the server's log") if known else _of_status(status, where)
     else:
         error = _of_problem(answer, status)
     return asked_to_wait(error, retry_after_s(answer))

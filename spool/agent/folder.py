@@ -7,6 +7,7 @@ start; `ready` in the record says that inputs and policy are done with and only 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -57,9 +58,17 @@ class Base:
         try:
             fields = Fields(jsonio.loads(read_record(path, 65536), "agent.json"), "agent.json")
             name, generation = fields.string("id"), fields.integer("generation", low=0)
+            here = fields.string("machine", "")
         except FileNotFoundError:
-            name, generation = f"agent-{os.urandom(6).hex()}", 0
-        replace_file(path, jsonio.dumps({"format": 1, "id": name, "generation": generation + 1}), mode=0o600)
+            name, generation, here = f"agent-{os.urandom(6).hex()}", 0, ""
+        machine = _machine()
+        if here and machine and here != machine:
+            raise ConfigError(
+                f"{path} was made on another machine: two agents with one identity would take each other's jobs",
+                hint="a copied base: remove agent.json and the job folders; a base that was moved: set its machine to \"\"",
+            )
+        value = {"format": 1, "id": name, "generation": generation + 1, "machine": machine or here}
+        replace_file(path, jsonio.dumps(value), mode=0o600)
         return name, generation + 1
 
     def jobs(self) -> Iterator[LocalJob]:
@@ -75,6 +84,15 @@ class Base:
                 continue
             if job.state.state not in FINAL:
                 yield job
+
+
+def _machine() -> str:
+    """Return what tells this machine from others: a digest of /etc/machine-id (machine-id(5) asks not to show it); or nothing."""
+    try:
+        text = Path("/etc/machine-id").read_bytes().strip()
+    except OSError:
+        return ""
+    return hashlib.sha256(b"mint-spool agent\0" + text).hexdigest()[:16] if text else ""
 
 
 class LocalJob:

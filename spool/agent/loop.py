@@ -6,6 +6,7 @@ waiting one, so that the agent never has two.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -36,6 +37,7 @@ class Agent:
         self._base = base
         self._runner = runner
         self._name, self._generation = identity
+        self._instance = os.urandom(8).hex()
         self._seq = 0
         self._lock = threading.Lock()
         self._telling = threading.Lock()
@@ -67,7 +69,7 @@ class Agent:
         """Return how many jobs are in hand; the ended ones are dropped on the way."""
         with self._lock:
             self._carriers = {key: item for key, item in self._carriers.items() if not (item.idle and item.done)}
-            return len(self._carriers)
+            return sum(not item.kept for item in self._carriers.values())  # what MInt has forgotten takes no slot
 
     def waiting_for_commands_only(self) -> bool:
         """True where every job in hand waits for its command, or its thread has ended."""
@@ -124,6 +126,7 @@ class Agent:
             "site": self.config.agent["site"],
             "agent": self._name,
             "generation": self._generation,
+            "instance": self._instance,
             "seq": seq,
             "version": __version__,
             "room": room,
@@ -146,6 +149,8 @@ class Agent:
         with self._lock:
             carrier = self._carriers.get(job_id)
         if carrier is not None and carrier.local.state.run_id == run_id:
+            if carrier.kept and carrier.idle and want != "keep":  # MInt knows it again
+                carrier = self._carry(carrier.local)
             return carrier.tell(want)
         if want == "fetch":
             return self._take_up(job_id, run_id, carrier)
@@ -231,6 +236,7 @@ def _report(carrier: Carrier) -> dict[str, Any]:
         "id": state.id,
         "run_id": state.run_id,
         "state": str(state.state),
+        "attempt": state.attempt,
         "ready": carrier.local.ready,
         "told": carrier.wanted,
         "exit_code": state.exit_code,

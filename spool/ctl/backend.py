@@ -91,8 +91,8 @@ class Backend(abc.ABC):
         """Cancel the job, or ask its site to."""
 
     @abc.abstractmethod
-    def requeue(self, job_id: str) -> JobState:
-        """Queue the ended job once more."""
+    def requeue(self, job_id: str, *, force: bool = False) -> JobState:
+        """Queue the ended job once more; with `force` give up the run it is in."""
 
     @abc.abstractmethod
     def blocks(self, job_id: str, entry: FileEntry) -> Iterator[bytes]:

@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_ls(add("ls", "help_ls"))
     _add_of_jobs(add)
     _add_token(add("token", "help_token_cmd"), common)
-    _option(add("check", "help_check"), "--json", "help_json", action="store_true")
+    check = add("check", "help_check")
+    _option(check, "--repair", "help_repair", action="store_true")
+    _option(check, "--json", "help_json", action="store_true")
     return parser
 
 
@@ -112,7 +114,10 @@ def _add_of_jobs(add: Any) -> None:
     _option(fetch, "--into", "help_into", required=True, metavar="DIR")
     _option(fetch, "--logs", "help_with_logs", action="store_true")
     for name in ("cancel", "requeue"):
-        _option(add(name, f"help_{name}"), "ids", "help_id", nargs="+", metavar="ID")
+        chosen = add(name, f"help_{name}")
+        _option(chosen, "ids", "help_id", nargs="+", metavar="ID")
+        if name == "requeue":
+            _option(chosen, "--force", "help_force", action="store_true")
 
 
 def _add_token(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import pwd
 import time
@@ -60,7 +61,9 @@ class FolderBackend(Backend):
         except FileExistsError as exc:
             hint = f"if nobody is: remove {folder.folder} and submit again"
             raise Duplicate(f"job {job.id} is being handed in by someone", hint=hint) from exc
+        lock = os.open(folder.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # so that `check --repair` lets it be
             os.mkdir(folder.inputs, 0o770)
             for name, source in sources.items():
                 progress(text("copying", name=name), 0, 0)
@@ -71,6 +74,8 @@ class FolderBackend(Backend):
         except BaseException:
             remove_tree(folder.folder)
             raise
+        finally:
+            os.close(lock)
 
     def _publish(self, folder: Path, target: Path) -> None:
         try:
@@ -196,8 +201,8 @@ class FolderBackend(Backend):
     def cancel(self, job_id: str) -> JobState:
         return self.store.cancel(job_id, by=self._me)
 
-    def requeue(self, job_id: str) -> JobState:
-        return self.store.requeue(job_id, by=self._me)
+    def requeue(self, job_id: str, *, force: bool = False) -> JobState:
+        return self.store.requeue(job_id, by=self._me, force=force)
 
     # Files
 
@@ -258,4 +263,3 @@ def _job_json(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(SpoolError, OSError):
         return jsonio.loads(read_record(folder / "job.json", JOB_LIMIT_BYTES), "job.json")
     return {}
-

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.command_name == "check":
-        return checking.run(_root(args), as_json=args.json)
+        return checking.run(_root(args), as_json=args.json, repair=args.repair)
     if args.command_name == "token":
         return tokenfile.run(args, FolderBackend(_root(args)))
     commands: dict[str, Callable[[argparse.Namespace, Backend], int]] = {
@@ -173,7 +173,10 @@ def _cancel(args: argparse.Namespace, backend: Backend) -> int:
 
 
 def _requeue(args: argparse.Namespace, backend: Backend) -> int:
-    return _each(args.ids, backend, lambda job_id: say("requeued", id=job_id, attempt=backend.requeue(job_id).attempt))
+    def requeue(job_id: str) -> None:
+        say("requeued", id=job_id, attempt=backend.requeue(job_id, force=args.force).attempt)
+
+    return _each(args.ids, backend, requeue)
 
 
 def _each(given: list[str], backend: Backend, act: Callable[[str], None]) -> int:

@@ -1,8 +1,8 @@
 """What spoolctl says to people: one catalogue, English and Japanese, chosen by the locale.
 
 Every value that is put into a message is escaped first, so that a hostile name, reason or path cannot reach the terminal as it
-is. The help texts of the options are in `spool.ctl.helptexts`. A test checks that both languages are there for every
-id and take the same values.
+is. The help texts of the options are in `spool.ctl.helptexts`, what a check says in `spool.ctl.checktexts`. A test checks that
+both languages are there for every id and take the same values.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from spool.ctl.checktexts import CHECK
 from spool.ctl.helptexts import HELP
 from spool.manifest import printable
 
@@ -135,14 +136,6 @@ _SAID: Catalogue = {
         "{path} can be read by others: chmod 600 {path}",
         "{path}は他の人も読めます: chmod 600 {path}",
     ),
-    # Checking
-    "check_healthy": ("Healthy: {jobs} jobs looked at, {remarks} remarks", "正常: ジョブ{jobs}件を確認、注意{remarks}件"),
-    "check_wrong": (
-        "{problems} problems, {remarks} remarks; {jobs} jobs looked at",
-        "問題{problems}件、注意{remarks}件。ジョブ{jobs}件を確認",
-    ),
-    "check_problem": ("PROBLEM {what}\n        {do}", "問題 {what}\n     {do}"),
-    "check_remark": ("remark  {what}\n        {do}", "注意 {what}\n     {do}"),
     # mi-system-wf.py
     "wf_usage": (
         "usage: mi-system-wf.py URL SITE TOKEN|@FILE COMMAND INS OUTS [PARAMS]\n"
@@ -284,13 +277,17 @@ _SAID: Catalogue = {
         "the site's poller said abnormal: the command failed, or wrote none of the outputs: read its logs",
         "サイトのポーリングプログラムが異常終了を報告しました。ログと出力の指定を確認してください",
     ),
+    "reason_given_up": (
+        "an operator gave the run up; it may still run at the site",
+        "運用者がこの実行を見限りました。サイトでまだ動いている可能性があります",
+    ),
     "reason_unreachable": (
         "the site was silent for too long: see that its agent and its line work, then requeue",
         "サイトから長時間連絡がありません。エージェントと回線を確認してからrequeueしてください",
     ),
 }  # fmt: skip
 
-CATALOGUE: Catalogue = {**_SAID, **HELP}
+CATALOGUE: Catalogue = {**_SAID, **CHECK, **HELP}
 
 
 def japanese(environ: Mapping[str, str]) -> bool:

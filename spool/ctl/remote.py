@@ -147,8 +147,8 @@ class RemoteBackend(Backend):
     def cancel(self, job_id: str) -> JobState:
         return self._state("POST", f"/v1/jobs/{job_id}/cancel")
 
-    def requeue(self, job_id: str) -> JobState:
-        return self._state("POST", f"/v1/jobs/{job_id}/requeue")
+    def requeue(self, job_id: str, *, force: bool = False) -> JobState:
+        return self._state("POST", f"/v1/jobs/{job_id}/requeue{'?force=1' if force else ''}")
 
     # Files
 

@@ -35,10 +35,9 @@ def surroundings(paths: SpoolPaths) -> Iterator[Finding]:
     try:
         config = _config(paths)
     except SpoolError as exc:
-        yield problem(f"configuration: {exc.message}", exc.hint)
+        yield problem("config_wrong", why=exc.message, do=exc.hint)
     if config.source is None and not os.path.lexists(paths.ini):
-        do = f"start the server with --config, or make {paths.ini}"
-        yield remark("no spool.ini is known: no site, so every job is refused", do)
+        yield remark("no_ini", path=paths.ini)
     yield from _disk(paths.root, config.server["min_free"])
     yield from _tokens(token_path(paths, config))
     if paths.tmp.is_dir():
@@ -55,27 +54,27 @@ def _config(paths: SpoolPaths) -> SpoolConfig:
 def _disk(root: Path, min_free: int) -> Iterator[Finding]:
     info, free = os.statvfs(root), free_bytes(root)
     if free < min_free:
-        yield problem(f"{free} bytes are free, {min_free} must stay free: nothing new is taken", "free space on the spool's disk")
+        yield problem("disk_low", free=free, needed=min_free)
     elif info.f_blocks and info.f_bavail < (1 - _NEARLY_FULL) * info.f_blocks:
-        yield remark(f"the disk is more than {_NEARLY_FULL:.0%} full, {free} bytes are free", "free space on the spool's disk")
+        yield remark("disk_nearly", part=f"{_NEARLY_FULL:.0%}", free=free)
     if info.f_files and info.f_favail < _FEW_INODES:
-        yield problem(f"{info.f_favail} inodes are free", "remove small files from the spool's disk")
+        yield problem("inodes", free=info.f_favail)
     if info.f_flag & os.ST_RDONLY:
-        yield problem("the file system is mounted read-only", "remount it writable")
+        yield problem("read_only")
 
 
 def _tokens(path: Path) -> Iterator[Finding]:
     try:
         mode = path.stat().st_mode
         if stat.S_IMODE(mode) & 0o077:
-            yield problem(f"{path} can be read by others (mode {stat.S_IMODE(mode):04o})", f"chmod 600 {path}")
+            yield problem("tokens_open", path=path, mode=f"{stat.S_IMODE(mode):04o}", do=f"chmod 600 {path}")
         TokenFile(path).all()
     except FileNotFoundError:
         return
     except PermissionError:
-        yield remark("the token file cannot be read by this user", "run the check as the owner of the spool")
+        yield remark("tokens_denied")
     except SpoolError as exc:
-        yield problem(f"token file: {exc.message}", exc.hint)
+        yield problem("tokens_wrong", why=exc.message, do=exc.hint)
 
 
 def _locking(tmp: Path) -> Iterator[Finding]:
@@ -84,13 +83,11 @@ def _locking(tmp: Path) -> Iterator[Finding]:
     try:
         with file_lock(path, timeout_s=5):
             if _another_gets(path):
-                yield problem("two processes get the same lock: flock(2) does nothing on this file system",
-                              "put the spool on a file system with coherent locks (not sshfs, not NFS with nolock)")  # fmt: skip
+                yield problem("locks_same")
         if not path.exists():
-            yield problem(f"{release} unlinks the lock file when it releases the lock: two programs can hold one lock",
-                          "pip install 'filelock>=3.29.5', or 3.19.1 for Python 3.9")  # fmt: skip
+            yield problem("locks_unlinked", release=release)
     except (SpoolError, OSError, NotImplementedError) as exc:
-        yield problem(f"a lock cannot be taken in tmp/: {exc}", "check rights, space and the file system of the spool")
+        yield problem("locks_failed", why=exc)
     finally:
         path.unlink(missing_ok=True)
 

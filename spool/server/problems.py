@@ -21,6 +21,8 @@ STATUS: dict[str, int] = {
     "conflict": 409,
     "duplicate": 409,
     "stale_run": 409,
+    "unknown_run": 409,
+    "twin": 409,
     "offset_mismatch": 409,
     "digest_mismatch": 422,
     "too_large": 413,
@@ -41,6 +43,7 @@ def problem(error: SpoolError) -> HTTPResponse:
     """Return the answer for `error`."""
     body = {"code": error.code, "message": error.message, "hint": error.hint}
     headers = {"Content-Type": "application/problem+json; charset=utf-8", "Cache-Control": "no-store"}
+    headers["Problem-Code"] = error.code  # for HEAD, whose answer has no body
     if isinstance(error, OffsetMismatch):
         headers["Upload-Offset"] = str(error.offset)
     if isinstance(error, TooManyTries):

@@ -14,7 +14,7 @@ from typing import Any
 from spool import jsonio, log
 from spool.config import LiveConfig
 from spool.creation import identity
-from spool.errors import Conflict, InvalidRequest, NotFound, SpoolError, StaleRun
+from spool.errors import Conflict, InvalidRequest, NotFound, SpoolError, StaleRun, Twin
 from spool.fields import Fields
 from spool.files import replace_file
 from spool.instants import utc_now
@@ -29,7 +29,9 @@ MAX_WAIT_S = 25.0
 MAX_ROOM = 1000
 RECHECK_S = 1.0
 CONTACT_EVERY_S = 10.0
+TWIN_SILENT_S = 600.0  # so long after its last word an agent's identity is free for a process with an older count of starts
 _PASSIVE = ("run", "keep", "return")
+_STARTED = ("running", "held", "returning")
 
 
 AgentKey = tuple[str, str, str]  # site, user, the agent's own name: two users' agents may have one name
@@ -44,6 +46,7 @@ class Held:
     state: str
     ready: bool
     told: str
+    attempt: int
     exit_code: int | None
 
     @classmethod
@@ -58,6 +61,7 @@ class Held:
             fields.string("state"),
             fields.boolean("ready", False),
             fields.string("told", ""),
+            fields.integer("attempt", 0, low=0),
             fields.optional_integer("exit_code"),
         )
 
@@ -68,6 +72,7 @@ class Request:
 
     site: str
     agent: str
+    instance: str
     generation: int
     seq: int
     room: int
@@ -88,6 +93,7 @@ class Request:
         return cls(
             site=check_site(fields.string("site")),
             agent=check_user(fields.string("agent")),
+            instance=fields.string("instance", ""),
             generation=fields.integer("generation", 0, low=0),
             seq=fields.integer("seq", 0, low=0),
             room=min(MAX_ROOM, fields.integer("room", 0, low=0)),
@@ -106,6 +112,7 @@ class Contacts:
         self._lock = threading.Lock()
         self._seen: dict[AgentKey, tuple[float, tuple[int, int]]] = {}
         self._written: dict[str, float] = {}
+        self._instances: dict[AgentKey, tuple[str, int]] = {}
         self.started = time.monotonic()
 
     def note(self, key: AgentKey, request: Request) -> bool:
@@ -113,6 +120,22 @@ class Contacts:
         newest = self._hear(key, request.order)
         self._write(request.site, request.agent, request.version)
         return request.order >= newest
+
+    def check_alone(self, key: AgentKey, request: Request) -> None:
+        """Raise `Twin` where another process of this identity is at work: not an earlier start of this agent.
+
+        A start makes the generation one more, so a process of the same or an older one than was heard lately is a copy's.
+        """
+        silent_s = self.silent_s(key)
+        with self._lock:
+            instance, generation = self._instances.get(key, (request.instance, request.generation))
+            if instance == request.instance or request.generation > generation or silent_s > TWIN_SILENT_S:
+                self._instances[key] = (request.instance, request.generation)
+                return
+        raise Twin(
+            f"another process works as agent {request.agent} of {request.site}: two with one identity take each other's jobs",
+            hint="stop one of them; a copied base gets an identity of its own by removing agent.json and its job folders",
+        )
 
     def heard(self, key: AgentKey, version: str) -> None:
         """Note a contact of an agent that does not sync: a published poller."""
@@ -163,6 +186,7 @@ class Sync:
         self._config = config
         self._wakeups = wakeups
         self._contacts = contacts
+        self._warned: set[str] = set()
         store.listen(lambda state: wakeups.notify(state.site))
 
     def answer(self, asker: Asker, body: bytes) -> dict[str, Any]:
@@ -172,6 +196,7 @@ class Sync:
         asker.need_site(request.site)
         request = self._within_site(request)
         key = (request.site, asker.user, request.agent)
+        self._contacts.check_alone(key, request)
         current = self._contacts.note(key, request)
         jobs = [self._tell(asker, request, held) for held in request.jobs]
         if current:
@@ -270,15 +295,41 @@ class Sync:
             asker.need_agent(state)
         except SpoolError as exc:
             # After a restore the server may know less than the agent: the agent keeps the job, an operator decides.
-            log.warning("unknown_job", job=held.id, run=held.run_id, site=request.site, agent=request.agent, why=exc)
+            if self._first_time(held):
+                log.warning("unknown_job", job=held.id, run=held.run_id, site=request.site, agent=request.agent, why=exc)
             return {"id": held.id, "run_id": held.run_id, "want": "keep", "state": "unknown"}
-        if state.run_id != held.run_id:
-            want = "cancel" if held.state == "running" else "forget"
-            return {"id": held.id, "run_id": held.run_id, "want": want, "state": "stale"}
         try:
+            if state.run_id != held.run_id:
+                adopted = self._adopted(request, held, state)
+                if adopted is None:
+                    return self._tell_other_run(request, held, state)
+                state = adopted
             return self._judge(state, held, request.order)
         except (StaleRun, Conflict):  # it changed under our hands: the next sync tells
             return _told(state, "run")
+
+    def _adopted(self, request: Request, held: Held, state: JobState) -> JobState | None:
+        """Return the job as this run's, where the spool forgot of it in a restore and waits to run the same attempt again."""
+        waits = state.state == State.QUEUED and held.attempt == state.attempt and held.state in _STARTED
+        if not waits or self._store.knows(state, held.run_id):
+            return None
+        return self._store.adopt(state.id, held.run_id, agent=request.agent, order=request.order)
+
+    def _tell_other_run(self, request: Request, held: Held, state: JobState) -> dict[str, Any]:
+        """Answer for a run that is not the job's: one that was replaced ends; one that is not known here is kept."""
+        told = {"id": held.id, "run_id": held.run_id}
+        kept = (self._store.paths.job(state.id).late / f"{held.run_id}.json").exists()
+        if self._store.knows(state, held.run_id) or held.state not in _STARTED or kept:
+            return {**told, "want": "cancel" if held.state == "running" else "forget", "state": "stale"}
+        if self._first_time(held):
+            log.warning("unknown_run", job=held.id, run=held.run_id, site=request.site, agent=request.agent, now=state.state)
+        return {**told, "want": "keep", "state": "unknown"}
+
+    def _first_time(self, held: Held) -> bool:
+        """True where nothing was said of this run yet: its agent asks again every few seconds."""
+        first = held.run_id not in self._warned
+        self._warned.add(held.run_id)
+        return first
 
     def _judge(self, state: JobState, held: Held, order: tuple[int, int]) -> dict[str, Any]:
         if state.state in FINAL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -12,14 +13,14 @@ from bottle import Bottle, HTTPResponse, request
 from spool import jsonio
 from spool.config import LiveConfig
 from spool.drops import check_against, first_state, freeze_inputs
-from spool.errors import Conflict, InvalidRecord, InvalidRequest, NoSpace, NotFound
+from spool.errors import Conflict, InvalidRecord, InvalidRequest, NoSpace, NotFound, StaleRun, UnknownRun
 from spool.files import free_bytes, remove_tree
 from spool.incoming import Digests, Incoming
-from spool.names import check_name, new_id
+from spool.names import check_name, is_id, new_id
 from spool.paths import JobPaths
 from spool.records import JOB_LIMIT_BYTES, Job, JobState, Result
 from spool.registering import publish_new
-from spool.results import accept
+from spool.results import accept, keep_late
 from spool.server import files
 from spool.server.auth import Asker, Auth
 from spool.server.sync import Sync
@@ -109,8 +110,20 @@ class V1:
     def _running(self, job_id: str) -> JobState:
         asker, state = self._seen(job_id)
         asker.need_agent(state)
-        check_run(state, query("run_id"))
+        with self._telling_unknown(state, query("run_id")):
+            check_run(state, query("run_id"))
         return state
+
+    @contextlib.contextmanager
+    def _telling_unknown(self, state: JobState, run_id: str) -> Iterator[None]:
+        """Make `UnknownRun` of a `StaleRun` that the job's history does not have."""
+        try:
+            yield
+        except StaleRun as exc:
+            if is_id(run_id) and not self._store.knows(state, run_id):
+                hint = "a restore from a backup? the agent keeps it; an operator decides"
+                raise UnknownRun(f"run {run_id} of job {state.id} is not known here", hint=hint) from exc
+            raise
 
     def _incoming(self, state: JobState) -> Incoming:
         return Incoming(self._store.paths.job(state.id).incoming_of(state.run_id), self._digests)
@@ -146,7 +159,12 @@ class V1:
         result = Result.parse(files.read_body(request.environ, jsonio.MAX_BYTES))
         if result.id != job_id:
             raise InvalidRecord(f"result.json is of job {result.id}", hint="send the result to its own job")
-        return answer(summary(accept(self._store, result, by=state.agent or asker.user, digests=self._digests)))
+        try:
+            with self._telling_unknown(state, result.run_id):
+                return answer(summary(accept(self._store, result, by=state.agent or asker.user, digests=self._digests)))
+        except (StaleRun, Conflict):
+            keep_late(self._store, result, by=asker.user)
+            raise
 
     def get_job(self, job_id: str) -> HTTPResponse:
         """GET job.json, its exact bytes."""
@@ -237,10 +255,10 @@ class V1:
         return answer(summary(self._store.cancel(job_id, by=asker.user)))
 
     def requeue(self, job_id: str) -> HTTPResponse:
-        """POST requeue: an operator's act."""
+        """POST requeue: an operator's act; with `?force=1` a run that is with a site is given up for it."""
         asker, _ = self._seen(job_id)
         asker.need("operator")
-        return answer(summary(self._store.requeue(job_id, by=asker.user)))
+        return answer(summary(self._store.requeue(job_id, by=asker.user, force=query("force") == "1")))
 
     def list(self) -> HTTPResponse:
         """GET /v1/jobs: the jobs this asker may see, newest first; ?state= and ?site= narrow, ?limit= (default 200)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -28,9 +28,7 @@ class Ctl:
         self.rig = rig
         self.here = rig.root / "here"
         self.here.mkdir()
-        before = os.umask(SPOOL_UMASK)
         self.store = Store.open(rig.spool, create=True)
-        os.umask(before)
         write_ini(rig.spool / "spool.ini", {"server": {}, "site s": SITES["s"]})
         (self.here / "a.inp").write_text("input\n")
 
@@ -96,5 +94,7 @@ class Ctl:
 
 
 @pytest.fixture
-def ctl(rig: Rig) -> Ctl:
-    return Ctl(rig)
+def ctl(rig: Rig) -> Iterator[Ctl]:
+    before = os.umask(SPOOL_UMASK)  # as the programs set it, for what a test does to the spool by itself
+    yield Ctl(rig)
+    os.umask(before)

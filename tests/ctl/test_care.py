@@ -10,7 +10,8 @@ from typing import Any, Callable
 
 import pytest
 
-from spool.ctl import checking, surroundings
+from spool.ctl import surroundings
+from spool.ctl.house import house
 from spool.names import new_id
 from spool.paths import SpoolPaths
 
@@ -150,7 +151,7 @@ def _old(path: Path) -> None:
 REMARKS: dict[str, tuple[Break, str]] = {
     "stale queue entry": (lambda ctl, paths, job: _touch_entry(paths, f"1000.20260101T000000000000Z.{new_id()}.1"), "is stale"),
     "entry of another attempt": (lambda ctl, paths, job: _touch_entry(paths, f"1000.20260101T000000000000Z.{job}.9"), "stale"),
-    "strange entry": (lambda ctl, paths, job: _touch_entry(paths, "strange"), "strange is stale"),
+    "strange entry": (lambda ctl, paths, job: _touch_entry(paths, "strange"), "strange, and ignored"),
     "stale active entry": (lambda ctl, paths, job: _touch(paths.active / "s" / "agent" / job), "active/s/agent"),
     "leftover": (lambda ctl, paths, job: _old(paths.tmp / "submit.x"), "rm -r"),
     "late drop": (lambda ctl, paths, job: _old(paths.drop / new_id()), "waits to be accepted"),
@@ -173,9 +174,9 @@ def test_remarks_do_not(ctl: Any, name: str) -> None:
 
 
 def test_someone_else_is_told_that_only_the_owner_accepts(ctl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(checking._house(ctl.store.paths)) == []
+    assert list(house(ctl.store.paths)) == []
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert [("remark", "12345" in item.what) for item in checking._house(ctl.store.paths)] == [("remark", True)]
+    assert [("remark", "12345" in item.what) for item in house(ctl.store.paths)] == [("remark", True)]
 
 
 def test_a_full_disk_and_few_inodes(ctl: Any, monkeypatch: pytest.MonkeyPatch) -> None:

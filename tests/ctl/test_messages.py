@@ -29,7 +29,7 @@ def test_both_languages_say_the_same(key: str) -> None:
 
 def test_japanese_is_japanese() -> None:
     same = {key for key, (english, translated) in CATALOGUE.items() if english == translated}
-    assert same == {"ended", "remark", "remark_of", "hint", "col_id"}
+    assert same == {"ended", "remark", "remark_of", "hint", "col_id", "found_in_rejected", "found_in_corrupt"}
 
 
 @pytest.mark.parametrize("key", [*(f"next_{state}" for state in State), *(f"reason_{reason}" for reason in Reason)])
@@ -42,7 +42,9 @@ def test_no_message_is_used_that_is_not_there() -> None:
     for path in (REPO / "spool" / "ctl").glob("*.py"):
         used |= set(re.findall(r"\b(?:say|note|text)\(\s*\"(\w+)\"", path.read_text(encoding="utf-8")))
         used |= set(re.findall(r"\"(help_\w+)\"", path.read_text(encoding="utf-8")))
-    assert len(used) > 60
+        found = re.findall(r"\b(?:problem|remark|shared_mode)\(\s*\"(\w+)\"", path.read_text(encoding="utf-8"))
+        used |= {f"found_{code}" for code in found}
+    assert len(used) > 120
     assert {key for key in used if not known(key)} == set()
 
 

@@ -6,8 +6,10 @@ import contextlib
 import fcntl
 import http.client
 import os
+import shutil
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -318,3 +320,70 @@ def test_a_server_stops_although_there_is_a_fifo_in_drop(service: Service) -> No
     name = service.drop(wait=False)
     service.rig.wait_state(name, "queued", deadline_s=5)
     assert service.process.stop(deadline_s=5) == 0
+
+
+def forget(service: Service, name: str, backup: Path) -> None:
+    """The job as it was when `backup` was taken, as after a restore."""
+    service.process.kill()
+    shutil.rmtree(service.rig.spool)
+    shutil.copytree(backup, service.rig.spool, symlinks=True)
+    service.restart()
+    assert service.rig.state(name)["state"] == "queued"
+
+
+def test_a_run_from_before_a_restore_never_becomes_another_agents(service: Service, tmp_path: Path) -> None:
+    """The same attempt number twice, told apart by run_id: what was claimed anew counts, the other is kept aside."""
+    name = service.drop()
+    first, second = service.agent_of("alice"), service.agent_of("alice", name="agent-2")
+    service.agent_of("alice", name="agent-3")
+    shutil.copytree(service.rig.spool, tmp_path / "backup", symlinks=True)
+    old = first.start()
+    forget(service, name, tmp_path / "backup")
+    new = second.start()
+    assert new["run_id"] != old["run_id"]
+    (told,) = first.sync(held(old, "running"), room=0)
+    assert (told["want"], told["state"]) == ("keep", "unknown")
+    answer = first.patch(f"/v1/jobs/{name}/files/out/x?run_id={old['run_id']}", 0, b"old")
+    assert answer.problem(409, "unknown_run")
+    assert first("HEAD", f"/v1/jobs/{name}/files/out/x?run_id={old['run_id']}").headers["Problem-Code"] == "unknown_run"
+    first.finish(old, {"out/x": b"old"}).problem(409, "unknown_run")
+    (told,) = first.sync(held(old, "returning"), room=0)
+    assert told["want"] == "forget", "its record is kept at MInt now"
+    assert (service.rig.job(name) / "late" / f"{old['run_id']}.json").exists()
+    second.sync(held(new, "returning"))
+    assert second.deliver(new, {"out/x": b"new"}).status == 200
+    assert (service.rig.job(name) / "out" / "x").read_bytes() == b"new"
+
+
+def test_a_run_from_before_a_restore_is_taken_up_where_the_job_waits(service: Service, tmp_path: Path) -> None:
+    name = service.drop()
+    agent = service.agent_of("alice")
+    shutil.copytree(service.rig.spool, tmp_path / "backup", symlinks=True)
+    job = agent.start()
+    forget(service, name, tmp_path / "backup")
+    (told,) = agent.sync(held(job, "returning", attempt=1))
+    assert (told["want"], told["state"]) == ("return", "returning")
+    assert agent.deliver(job, {"out/x": b"1"}).status == 200
+    assert service.rig.state(name)["state"] == "completed"
+
+
+@pytest.mark.parametrize("attempt", [0, 2])
+def test_a_run_of_another_attempt_is_not_taken_up(service: Service, tmp_path: Path, attempt: int) -> None:
+    name = service.drop()
+    agent = service.agent_of("alice")
+    (told,) = agent.sync({"id": name, "run_id": new_id(), "state": "running", "attempt": attempt}, room=0)
+    assert told["want"] == "keep"
+    assert service.rig.state(name)["state"] == "queued"
+
+
+def test_a_second_process_of_one_identity_is_told(service: Service) -> None:
+    name = service.drop()
+    agent = service.agent_of("alice")
+    (job,) = agent.sync(instance="first")
+    twin = service.agent_of("alice")
+    answer = twin("POST", "/v1/sync", twin.body(instance="second"))
+    assert "identity" in answer.problem(409, "twin")["message"]
+    assert service.rig.state(name)["run_id"] == job["run_id"]
+    twin.generation = 2
+    assert twin.sync(instance="second")[0]["id"] == name, "a restart: one more start of the same base"
+    agent("POST", "/v1/sync", agent.body(instance="first")).problem(409, "twin")
