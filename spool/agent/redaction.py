@@ -1,0 +1,108 @@
+"""Redaction: what the site's patterns match is taken out of logs, names and messages before they leave (docs/security.md).
+
+Logs are judged line by line, and only whole lines leave, so that no border of a chunk can hide a match. A line is bytes: it is
+read in each encoding that Japanese programs write and that fits it. It stands against accidents, not against a command that
+wants to smuggle: whoever may write to a log can write anything in a way that no pattern knows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Callable
+
+from spool.files import write_all
+
+REDACTED = "[withheld by the site]"
+LONG_LINE = b"[a long line: withheld by the site]"
+MAX_LINE_BYTES = 64 * 1024
+READ_BYTES = 256 * 1024
+_ENCODINGS = ("utf-8", "cp932", "euc_jp")
+_WIDE = ("utf-16-le", "utf-16-be")
+
+
+class Redactor:
+    """Takes out what any of `patterns` (regular expressions) matches. No pattern: nothing is taken out."""
+
+    def __init__(self, patterns: Iterable[re.Pattern[str]]) -> None:
+        self._patterns = tuple(patterns)
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns)
+
+    def text(self, text: str) -> str:
+        """Return `text` with every match replaced by `REDACTED`."""
+        for pattern in self._patterns:
+            text = pattern.sub(lambda match: REDACTED if match[0] else "", text)
+        return text
+
+    def finds(self, text: str) -> bool:
+        """True where a pattern matches anything in `text`."""
+        return any(match[0] for pattern in self._patterns for match in pattern.finditer(text))
+
+    def line(self, line: bytes) -> bytes:
+        """Return one line of a log, without its newline, redacted; the same bytes where nothing matches."""
+        if not self._patterns:
+            return line
+        if len(line) > MAX_LINE_BYTES:
+            return LONG_LINE
+        for encoding in _ENCODINGS:
+            try:
+                text = line.decode(encoding)
+            except UnicodeDecodeError:
+                continue
+            if self.finds(text):
+                line = self.text(text).encode(encoding, "replace")
+        if b"\0" in line and self._finds_wide(line):
+            return REDACTED.encode()
+        # What is no text in any encoding still holds readable parts.
+        text = line.decode("latin-1")
+        return self.text(text).encode("latin-1", "replace") if self.finds(text) else line
+
+    def _finds_wide(self, line: bytes) -> bool:
+        """True for a match in UTF-16, whose newline of two bytes leaves one of them at an end of the line."""
+        parts = [line[start : len(line) - (len(line) - start) % 2] for start in (0, 1)]
+        return any(self.finds(part.decode(encoding, "replace")) for part in parts for encoding in _WIDE)
+
+
+class RedactedCopy:
+    """The redacted copy of a log that grows: `advance` appends to `target_fd` what has become a whole line in `source_fd`.
+
+    Both are open files; the copy begins at the start of the source, and the target is emptied. One thread at a time.
+    """
+
+    def __init__(self, redact: Callable[[bytes], bytes], source_fd: int, target_fd: int) -> None:
+        self._redact = redact
+        self._source = source_fd
+        self._target = target_fd
+        self._read = 0  # bytes of the source that were read
+        self._rest = b""  # of these, what is no whole line yet; never longer than a line may be
+        self._skips = False  # inside a line that is too long
+        os.ftruncate(target_fd, 0)
+        self.size = 0  # bytes of the target
+
+    def advance(self, *, finished: bool = False) -> int:
+        """Copy what has come; with `finished` the last line, which may lack its newline. Return the target's size in bytes."""
+        while block := os.pread(self._source, READ_BYTES, self._read):
+            self._read += len(block)
+            self._take(block)
+        if finished and (self._rest or self._skips):
+            self._put(LONG_LINE if self._skips else self._redact(self._rest))
+            self._rest, self._skips = b"", False
+        return self.size
+
+    def _take(self, block: bytes) -> None:
+        *lines, rest = (self._rest + block).split(b"\n")
+        out = []
+        for line in lines:
+            out.append(LONG_LINE if self._skips else self._redact(line))
+            self._skips = False
+        self._skips = self._skips or len(rest) > MAX_LINE_BYTES
+        self._rest = b"" if self._skips else rest
+        if out:
+            self._put(b"\n".join(out) + b"\n")
+
+    def _put(self, data: bytes) -> None:
+        write_all(self._target, data, self.size)
+        self.size += len(data)
