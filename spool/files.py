@@ -86,6 +86,8 @@ def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
         write_all(fd, line)
         if durable:
             os.fsync(fd)
+            if not size:  # perhaps a new file, whose name is not durable yet
+                fsync_dir(path.parent)
     finally:
         os.close(fd)
 

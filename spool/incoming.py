@@ -305,5 +305,5 @@ def _merge(source: Path, target: Path) -> None:
         below.mkdir(mode=0o770, exist_ok=True)
         for name in names:
             os.rename(Path(path) / name, below / name)
-        fsync_dir(below)
+    sync_folders(target)  # at the end: a folder made below one that was synced before would have no durable name
     remove_tree(source)
