@@ -474,7 +474,7 @@ def test_chunks_resume_digest_and_finish(service: Service) -> None:
     for offset in ("", "x", "-1", "1.0", "9" * 30):
         agent("PATCH", path, b"x", Upload_Offset=offset).problem(400)
     agent("PATCH", path, b"x").problem(400)
-    agent.patch(path.replace(early["run_id"], new_id()), 3, b"def").problem(409, "stale_run")
+    agent.patch(path.replace(early["run_id"], new_id()), 3, b"def").problem(409, "unknown_run")
     agent.patch(path.partition("?")[0], 3, b"def").problem(409, "stale_run")
     assert agent.patch(path, 3, b"def").headers["Upload-Offset"] == "6"
     log = job(name, f"/files/log/stdout.txt?run_id={early['run_id']}")
@@ -498,7 +498,7 @@ def test_finish_refuses(service: Service) -> None:
     told = service.agent.start()
     other = {**told, "id": new_id()}
     service.agent("POST", job(told["id"], "/finish"), result(other, {}).encode()).problem(400)
-    service.agent.finish({**told, "run_id": new_id()}, {}).problem(409, "stale_run")
+    service.agent.finish({**told, "run_id": new_id()}, {}).problem(409, "unknown_run")
     service.agent.finish(told, {"out/absent": b"x"}).problem(422)
     assert service.rig.state(told["id"])["state"] == "running"
 
