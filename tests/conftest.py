@@ -87,6 +87,14 @@ def pytest_make_collect_report(
     return report
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests have recorded as `figures`, for docs/reliability.md: with xdist their output is not seen."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "figures":
+                terminalreporter.write_line(str(value))
+
+
 def pytest_runtest_logfinish() -> None:
     process.started[:] = [one for one in process.started if one.running]
 
