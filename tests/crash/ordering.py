@@ -16,7 +16,7 @@ _ARGUMENT = re.compile(r'(?:\d+|AT_FDCWD)<([^>]*)>|"((?:[^"\\]|\\.)*)"')
 _TEMPORARY = re.compile(r"\.[^/]*\.tmp|put\.[0-9a-f]+|spool\.(?:json|ini)\.[0-9a-f]+")
 _ON_ONE_FILE = ("write", "pwrite64", "ftruncate", "fsync", "fdatasync")
 # Derived, for a moment only, or empty and made anew where it is missing.
-_MAY_BE_LOST = ("journal", "tmp", "locks")
+_MAY_BE_LOST = ("journal", "tmp", "locks", "in.part")
 
 
 class Call(NamedTuple):

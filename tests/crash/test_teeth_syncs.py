@@ -20,7 +20,7 @@ from spool.agent import published_files, release, transfer
 from spool.agent.config import read_config
 from spool.agent.folder import LocalJob
 from spool.agent.published_way import Steps, Way
-from spool.errors import NotFound
+from spool.errors import NotFound, Unreachable
 from spool.incoming import Digests, Incoming
 from spool.names import new_id
 from spool.paths import JobPaths
@@ -80,7 +80,7 @@ def fetching(folder: Path, inputs: list[FileEntry]) -> tuple[Path, Work]:
     for made in (paths.inputs, paths.folder / "in.part"):
         made.mkdir(parents=True)
     client: Any = Served()
-    return paths.inputs, lambda: transfer.fetch_inputs(client, "x", paths, inputs)
+    return paths.folder, lambda: transfer.fetch_inputs(client, "x", paths, inputs)
 
 
 def let_out(folder: Path) -> tuple[Path, Work]:
@@ -182,6 +182,15 @@ CASES = (take_up, fetch, fetch_tar, let_out, params, step, poller_results, merge
 def test_synced_in_time(case: Callable[[Path], tuple[Path, Work]], folder: Path) -> None:
     root, work = case(folder)
     assert unsynced(work, root, folder / "recording") == []
+
+
+def test_an_input_that_was_cut_off_is_none(folder: Path) -> None:
+    """By whatever cut it without saying so: it has no name in in/ before it is whole."""
+    wanted = entry("beam.inp", DATA["beam.inp"] + b"and more")
+    root, work = fetching(folder, [wanted])
+    with pytest.raises(Unreachable):
+        work()
+    assert list((root / "in").iterdir()) == []
 
 
 def test_params_that_were_cut_off_are_none(folder: Path) -> None:
