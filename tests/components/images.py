@@ -87,7 +87,16 @@ class Image:
         proc.kill(sorted(frozen))
         wait_until(lambda: not any(map(proc.alive, frozen)), 60, "what was cut off is gone")
         self.unmount()
+        self._move_on()
         self.mount()
+
+    def _move_on(self) -> None:
+        """A mount namespace that others made meanwhile may keep the dead file system, and with it the loop device: so from here
+        on in a copy of the file.
+        """
+        copy = self.path.with_name(f"{self.path.name}+")
+        run(["cp", "--sparse=always", self.path, copy])
+        copy.replace(self.path)
 
     def snapshot(self, target: Path) -> None:
         """What a power cut at this instant would leave; `target` lies beside the image, on a file system with reflinks."""

@@ -172,14 +172,16 @@ class Judge:
             assert any(path.read_bytes() == data for path in here), f"{name} differs or is gone"
 
 
-def all_ended(root: Path) -> list[str]:
-    """The jobs that have not ended, or have ended other than once an attempt."""
+def all_ended(root: Path, registered: set[str]) -> list[str]:
+    """The jobs that have not ended, or have ended other than once an attempt; one whose id nobody was told stays `new`."""
     store, found = Store.open(root), []
     for path in store.paths.jobs.iterdir():
         state = JobState.parse(JobPaths(path).state.read_bytes())
         ends = Counter(
             entry.attempt for entry in store.history(state) if entry.target in FINAL and entry.source != entry.target
         )
+        if state.state == State.NEW and state.id not in registered:
+            continue
         if state.state not in FINAL or set(ends.values()) != {1} or len(ends) != state.attempt:
             found.append(f"{state.id}: {state.state}, ends by attempt: {dict(ends)}")
     return found

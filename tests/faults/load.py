@@ -34,6 +34,7 @@ INPUTS = {"梁.inp": 70_000, "mesh/a.inp": 3_000}
 CHUNK = 40_000
 DOWN = (OSError, http.client.HTTPException)
 SLOTS = 4
+BACKLOG = 20  # jobs under way; with more the end would take its time
 
 
 def noise(size: int, seed: str) -> bytes:
@@ -50,10 +51,16 @@ def results_of(job_id: str, run_id: str) -> dict[str, bytes]:
     return {"log/stdout.txt": b"said\n" * 50, "out/結果.dat": noise(90_000, job_id + run_id), **many}
 
 
+class Taken(Exception):
+    """The result is here already, its answer got lost."""
+
+
 def good(answer: Answer) -> Answer:
     """A refusal is a defect; a server that cannot reach its disk any more is one that is just being cut off."""
     if answer.status >= 500:
         raise ConnectionError(f"{answer.status}: {answer.body[:200]!r}")
+    if answer.status == 409:
+        raise Taken(str(answer.body))
     assert answer.status in (200, 201, 202, 204), (answer.status, answer.body[:500])
     return answer
 
@@ -72,6 +79,7 @@ class Load:
         self._hands: dict[str, dict[str, Any]] = {}  # what the agent has, as last told
         self._busy: dict[str, Future[None]] = {}
         self._ended: list[str] = []
+        self._over: set[str] = set()  # runs that have ended, and jobs canceled before they had one
         self._queued: list[str] = []
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -108,7 +116,13 @@ class Load:
 
     # ---- handing in
 
+    def _full(self) -> bool:
+        counts = self.ledger.counts()
+        return counts["registered"] + counts["dropped"] + counts["requeued"] > len(self._over) + BACKLOG
+
     def _submitter(self) -> None:
+        if self._full():
+            return
         job_id = new_id()
         self._pending[job_id] = "v1"
         self._submit(job_id)
@@ -138,6 +152,8 @@ class Load:
 
     def _published(self) -> None:
         """add-calcinfo, then allow-wait-calc."""
+        if self._full():
+            return
         seed = new_id()
         data = {"job.sh": noise(500, seed), "入力.dat": noise(20_000, seed)}
         files = {name: [base64.b64encode(content).decode(), "text/plain;", "charset=us-ascii"] for name, content in data.items()}
@@ -164,6 +180,8 @@ class Load:
 
     def _dropper(self) -> None:
         """`spoolctl submit`, which prints the id when it has been handed in."""
+        if self._full():
+            return
         seed = new_id()
         source = self.rig.root / "submitted" / seed / "材料.inp"
         source.parent.mkdir(parents=True)
@@ -181,6 +199,7 @@ class Load:
             if answer.status != 409:  # it has ended
                 good(answer)
                 self.ledger.add("cancel_asked", job_id)
+                self._over.add(job_id)
         if self._ended and self.random.random() < 0.3:
             job_id = self._ended.pop(0)
             answer = good(self.client("POST", f"/v1/jobs/{job_id}/requeue"))
@@ -229,22 +248,25 @@ class Load:
         job_id, run_id = job["id"], job["run_id"]
         files = {} if canceled else results_of(job_id, run_id)
         with contextlib.suppress(*DOWN):
-            for name, content in files.items():
-                if not name.startswith("out/d/"):
-                    path = f"/v1/jobs/{job_id}/files/{quote(name)}?run_id={run_id}"
-                    self._send(path, content, "appended", job_id, run_id=run_id, name=name)
-            small = {name[len("out/") :]: content for name, content in files.items() if name.startswith("out/d/")}
-            if small:
-                good(self.client("POST", f"/v1/jobs/{job_id}/files/out.tar?run_id={run_id}", tar_of(small)))
-                for name, content in small.items():
-                    self.ledger.add(
-                        "appended", job_id, run_id=run_id, name=f"out/{name}", offset=len(content), data=content
-                    )
+            with contextlib.suppress(Taken):
+                self._deliver(job_id, run_id, files)
             more = {"exit_code": None, "reason": "canceled"} if canceled else {}
             answer = good(self.agent.finish(job, files, **more))
             self.ledger.add("finished", job_id, run_id=run_id, to=answer.json["state"], files=files)
             self._hands.pop(job_id, None)
             self._ended.append(job_id)
+            self._over.add(run_id)
+
+    def _deliver(self, job_id: str, run_id: str, files: dict[str, bytes]) -> None:
+        small = {name[len("out/") :]: content for name, content in files.items() if name.startswith("out/d/")}
+        for name, content in files.items():
+            if not name.startswith("out/d/"):
+                path = f"/v1/jobs/{job_id}/files/{quote(name)}?run_id={run_id}"
+                self._send(path, content, "appended", job_id, run_id=run_id, name=name)
+        if small:
+            good(self.client("POST", f"/v1/jobs/{job_id}/files/out.tar?run_id={run_id}", tar_of(small)))
+            for name, content in small.items():
+                self.ledger.add("appended", job_id, run_id=run_id, name=f"out/{name}", offset=len(content), data=content)
 
     # ---- to the end
 
@@ -254,11 +276,22 @@ class Load:
         for job_id, how in list(self._pending.items()):
             self._submit(job_id) if how == "v1" else self._allow(job_id)
         with ThreadPoolExecutor(3) as pool:
-            wait_until(lambda: not self._sync(pool) and not self._left(), deadline_s, "every job has ended")
+            try:
+                wait_until(lambda: not self._sync(pool) and not self._left(), deadline_s, "every job has ended")
+            except AssertionError as error:
+                raise AssertionError(f"{error}; left: {self._left()[:9]}; in hand: {self._hands}; at it: {self._busy}") from None
 
     def _left(self) -> list[str]:
         listed = good(self.client("GET", "/v1/jobs?limit=5000")).json["jobs"]
-        return [job["id"] for job in listed if job["state"] not in ("completed", "failed", "canceled", "expired")]
+        known = self.registered()
+        return [
+            f"{job['id']} {job['state']}" for job in listed
+            if job["state"] not in ("completed", "failed", "canceled", "expired") and (job["state"] != "new" or job["id"] in known)
+        ]  # fmt: skip
+
+    def registered(self) -> set[str]:
+        """The ids that were told. A published job that was registered just before a cut has one that nobody knows."""
+        return {job_id for kind, job_id, _ in self.ledger.copy() if kind == "registered"}
 
 
 @contextlib.contextmanager
