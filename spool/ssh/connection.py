@@ -134,7 +134,7 @@ class Connection:
     def _options(self) -> list[str]:
         config = ["-F", str(self.site.ssh_config.absolute())] if self.site.ssh_config else []
         options = (
-            "BatchMode=yes", "StrictHostKeyChecking=yes", 
+            "BatchMode=yes", "StrictHostKeyChecking=yes",
             f"ServerAliveInterval={self.site.stall_s // (_ALIVE_MISSED + 1)}", f"ServerAliveCountMax={_ALIVE_MISSED}",
             f"ConnectTimeout={self.site.connect_timeout_s}", f"ControlPath={self._socket}", f"ControlPersist={PERSIST_S}",
             "RequestTTY=no", "RemoteCommand=none", "ClearAllForwardings=yes", "PermitLocalCommand=no", "LogLevel=ERROR",

@@ -85,7 +85,8 @@ class NetRig(Rig):
         # An agent's command is `sh -c` by its agent.ini; at an ssh site it is the job's.
         counted = f'echo {job_id} >>"{self.counter}"; {script}'
         args = [counted] if (self.root / "agents" / site).exists() else ["-c", counted]
-        job = {"site": site, "command": "sh", "args": args, "inputs": list(inputs or {}), "outputs": ["*.out"], "user": "mint", **more}
+        job = {"site": site, "command": "sh", "args": args, "inputs": list(inputs or {}), "outputs": ["*.out"]}
+        job.update({"user": "mint", **more})
         (making / "job.json").write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
         making.rename(self.spool / "drop" / job_id)
         return job_id

@@ -13,6 +13,7 @@ from components.netrig import CompanySshd, NetRig
 from components.privilege import need_root
 
 MakeNetRig = Callable[[int], NetRig]
+MakeCompanySshd = Callable[[Host, str], CompanySshd]
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def make_net_rig(tmp_path: Path) -> Iterator[MakeNetRig]:
 
 
 @pytest.fixture
-def company_sshd() -> Iterator[Callable[[Host, str], CompanySshd]]:
+def company_sshd() -> Iterator[MakeCompanySshd]:
     """`company_sshd(host, site)`: its name in ssh_config is the site's."""
     made: list[CompanySshd] = []
 
