@@ -94,6 +94,7 @@ SITE = Section(
             "ssh: that line; {at} {event} {id} {site} {user} {workflow} {command} {reason}",
         ),
         Option("connect_timeout_s", o.integer(1, 600), 15, "ssh: seconds to wait for a connection"),
+        Option("stall_s", o.integer(4, 3600), 60, "ssh: seconds without a sign of life after which a line counts as cut"),
         Option("keep_days", o.integer(0, 3650), 30, "ssh: days a delivered job's folder stays at the site"),
     ),
     titled=True,
@@ -123,6 +124,7 @@ class Site:
     solver_log: Path | None
     solver_log_format: str
     connect_timeout_s: int
+    stall_s: int
     keep_days: int
 
     def check_user(self, user: str) -> None:

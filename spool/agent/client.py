@@ -16,7 +16,7 @@ from urllib.parse import quote
 import requests
 
 from spool import errors, jsonio
-from spool.agent.connection import MAX_RETRY_AFTER_S, READ_S, Connection, Stream, asked_to_wait, no_answer, retry_after_s
+from spool.agent.connection import MAX_RETRY_AFTER_S, READ_S, STALL_S, Connection, Stream, asked_to_wait, no_answer, retry_after_s
 from spool.errors import OffsetMismatch, SpoolError, TooManyTries, Unreachable
 from spool.records import FileEntry, JobState, Result
 
@@ -78,8 +78,8 @@ class _Chunk:
 class Client:
     """Speaks /v1 to one server with one token. Threads may share one."""
 
-    def __init__(self, url: str, token: str, *, verify: bool | str = True) -> None:
-        self._connection = Connection(url, token, verify=verify)
+    def __init__(self, url: str, token: str, *, verify: bool | str = True, stall_s: int = STALL_S) -> None:
+        self._connection = Connection(url, token, verify=verify, stall_s=stall_s)
         self._block_bytes = BLOCK_BYTES
 
     @contextmanager
@@ -121,7 +121,8 @@ class Client:
     def download(self, job_id: str, name: str, offset: int, sha256: str) -> Iterator[Iterator[bytes]]:
         """GET one input from `offset` on (bytes); yields its blocks. `OffsetMismatch` where it must start at 0 again."""
         headers = {"Range": f"bytes={offset}-", "If-Range": f'"sha256-{sha256}"', "Accept-Encoding": "identity"}
-        with self._send("GET", f"/v1/jobs/{job_id}/files/in/{quote(name)}", headers=headers if offset else {}) as answer:
+        path, read_s = f"/v1/jobs/{job_id}/files/in/{quote(name)}", self._connection.stall_s
+        with self._send("GET", path, headers=headers if offset else {}, read_s=read_s) as answer:
             _need(answer, "application/octet-stream")
             if offset and answer.status_code != 206:
                 raise OffsetMismatch(f"the server has another {name!r}", offset=0, hint="start again")
@@ -138,7 +139,7 @@ class Client:
     def download_tar(self, job_id: str, after: str, max_bytes: int) -> Iterator[Any]:
         """GET in.tar: the inputs of at most `max_bytes` each whose names sort after `after`."""
         path = f"/v1/jobs/{job_id}/in.tar?max_bytes={max_bytes}&after={quote(after, safe='')}"
-        with self._send("GET", path, headers={"Accept-Encoding": "identity"}) as answer:
+        with self._send("GET", path, headers={"Accept-Encoding": "identity"}, read_s=self._connection.stall_s) as answer:
             _need(answer, "application/x-tar")
             yield Stream(answer.iter_content(BLOCK_BYTES))
 

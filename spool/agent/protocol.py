@@ -38,10 +38,11 @@ JobClient = Union[Client, PublishedClient]  # what a job's carrier talks to
 def connect(config: AgentConfig, base: Base, verify: bool | str) -> Server:
     """Return the server of `config`; nothing is asked yet."""
     url, token = config.agent["url"], config.token
-    calls = Calls(Connection(url, token, verify=verify))
+    stall_s = config.agent["stall_s"]
+    calls = Calls(Connection(url, token, verify=verify, stall_s=stall_s))
     logs_leave = config.release["logs"] == "return"
     published = PublishedClient(calls, base.folder, user=config.user, logs_leave=logs_leave)
-    return Server(url, Client(url, token, verify=verify), published, base.control / "protocol.json")
+    return Server(url, Client(url, token, verify=verify, stall_s=stall_s), published, base.control / "protocol.json")
 
 
 class Server:

@@ -36,6 +36,7 @@ from spool.states import Reason
 QUICK_S = 120.0
 PERSIST_S = 600
 SSH_FAILED = 255
+_ALIVE_MISSED = 3  # ssh asks once more, and gives the line up at the time of the next question
 # sshd takes 10 sessions a connection by default (sshd_config(5), MaxSessions): some for what takes long, some for what does not.
 _LONG_CHANNELS = 4
 _QUICK_CHANNELS = 4
@@ -133,7 +134,8 @@ class Connection:
     def _options(self) -> list[str]:
         config = ["-F", str(self.site.ssh_config.absolute())] if self.site.ssh_config else []
         options = (
-            "BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15", "ServerAliveCountMax=3",
+            "BatchMode=yes", "StrictHostKeyChecking=yes",
+            f"ServerAliveInterval={self.site.stall_s // (_ALIVE_MISSED + 1)}", f"ServerAliveCountMax={_ALIVE_MISSED}",
             f"ConnectTimeout={self.site.connect_timeout_s}", f"ControlPath={self._socket}", f"ControlPersist={PERSIST_S}",
             "RequestTTY=no", "RemoteCommand=none", "ClearAllForwardings=yes", "PermitLocalCommand=no", "LogLevel=ERROR",
         )  # fmt: skip
@@ -163,7 +165,7 @@ class Connection:
         `inherited` descriptors stay open in rsync.
         """
         path = f"cd {shlex.quote(there)} && exec rsync"
-        command = ["rsync", "-e", str(self._script), f"--rsync-path={path}", "-s", "--timeout=60", *options]
+        command = ["rsync", "-e", str(self._script), f"--rsync-path={path}", "-s", f"--timeout={self.site.stall_s}", *options]
         with self._channel(self._long):
             done = self._call(command, stdin, None, cwd=here, inherited=inherited)
         return self._judge_rsync(done)
