@@ -177,9 +177,8 @@ class Push:
         accepting = may_accept(self._store.paths)
         if not accepting:
             log.warning("not_the_owner", why="drops are accepted only by the uid that owns spool.json")
-        while accepting and self._drops.scan(self._get_config()) and (self._once or self._only):
-            if self.stop.wait(ROUND_S / 2):
-                break
+        while accepting and (self._once or self._only) and self._scan() and not self.stop.wait(ROUND_S / 2):
+            pass
         claiming = True
         while not self.stop.is_set():
             try:
@@ -194,8 +193,17 @@ class Push:
             self.stop.wait(ROUND_S)
         return self._finish()
 
+    def _scan(self) -> int:
+        try:
+            return self._drops.scan(self._get_config())
+        except OSError as exc:
+            log.error("round_failed", why=exc)
+            return 0
+
     def _round(self, accepting: bool, claiming: bool) -> None:
         config = self._get_config()
+        self._store.clock.settle_s = config.server["clock_settle_s"]
+        self._store.clock.certain()  # a jump is seen when it comes
         if accepting:
             self._drops.scan(config)
         self._threads = {job_id: thread for job_id, thread in self._threads.items() if thread.is_alive()}

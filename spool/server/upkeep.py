@@ -74,6 +74,8 @@ class Upkeep:
             log.warning("configuration", why=self._problem or "good again")
         if accepting:
             self._drops.scan(config)
+        self._store.clock.settle_s = config.server["clock_settle_s"]
+        self._store.clock.certain()  # a jump is seen when it comes
         now = time.monotonic()
         if now >= self._next_contact:
             self._next_contact = now + CONTACT_EVERY_S
@@ -109,7 +111,7 @@ class Upkeep:
                 self._store.fail(job_id, state.run_id, by="server", reason=Reason.UNREACHABLE.value, message=message)
         except NotFound:
             return
-        except SpoolError as exc:
+        except (SpoolError, OSError) as exc:  # this one waits; the others are looked at
             log.warning("upkeep_job", job=job_id, why=exc)
 
     def _return_s(self, state: JobState) -> float:
@@ -142,7 +144,7 @@ class Upkeep:
                 with self._store.locks.hold(job_id):  # a registration may be between its entry and its rename
                     if not self._store.paths.job(job_id).folder.exists():
                         self._store.queue.remove_new(job_id)
-            except SpoolError as exc:
+            except (SpoolError, OSError) as exc:
                 log.debug("expiry", job=job_id, why=exc)
         self._waited = waited
 
