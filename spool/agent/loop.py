@@ -117,7 +117,7 @@ class Agent:
     def _request(self, wait_s: int, fresh_room: bool) -> dict[str, Any]:
         in_hand = self.in_hand()
         room = max(0, self.config.agent["slots"] - in_hand) if fresh_room else 0
-        if self.closed_to_new or not self._has_space():
+        if room and (self.closed_to_new or not self._has_space()):
             room = 0
         with self._lock:
             self._seq += 1  # numbered together with the snapshot: the server tells an overtaken one by its number
