@@ -25,7 +25,7 @@ from spool import __version__, log
 from spool.config import LiveConfig, Site, SpoolConfig, find_config
 from spool.creation import SPOOL_UMASK, identity
 from spool.drops import Drops, may_accept
-from spool.errors import Busy, ConfigError, Conflict, DigestMismatch, NotFound, SpoolError, StaleRun, TransferFailed, Unreachable
+from spool.errors import ConfigError, Conflict, DigestMismatch, NotFound, SpoolError, StaleRun, TransferFailed, Unreachable
 from spool.files import sync_tree
 from spool.manifest import hash_files
 from spool.names import is_id
@@ -339,7 +339,7 @@ def main(argv: list[str] | None = None) -> int:
             return serve(Push(store, config, args.words, args.once))
     except SpoolError as exc:
         print(f"ssh_push.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
-        return EXIT_LATER if isinstance(exc, Busy) else EXIT_CONFIG
+        return EXIT_LATER if exc.transient else EXIT_CONFIG
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

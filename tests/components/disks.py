@@ -15,6 +15,7 @@ from components.waiting import wait_until
 
 SHORTAGES = ("full", "inodes", "read_only", "quota")
 _MB = 1 << 20
+_FIRST = "0/256"  # of btrfs: the first subvolume that is made
 
 
 class Disk:
@@ -55,7 +56,7 @@ class Disk:
             wait_until(lambda: self._remount("ro"), 60, f"{self.folder} is read-only (somebody writes)")
         else:
             _run("btrfs", "filesystem", "sync", self._top)
-            _run("btrfs", "qgroup", "limit", "1M", self._top / "limited")
+            _run("btrfs", "qgroup", "limit", "1M", _FIRST, self._top)
             _fill(self._ballast, 0)
 
     def give(self) -> None:
@@ -63,7 +64,7 @@ class Disk:
         if self.shortage == "read_only":
             assert self._remount("rw")
         elif self.shortage == "quota":
-            _run("btrfs", "qgroup", "limit", "none", self._top / "limited")
+            _run("btrfs", "qgroup", "limit", "none", _FIRST, self._top)
         elif self.shortage == "inodes":
             _run("mount", "-o", "remount,nr_inodes=20000", self.folder)
         else:

@@ -1,4 +1,4 @@
-"""The agent's base full, out of inodes, over quota, read-only, no descriptors: what it has waits, the loop goes on, nothing fails."""
+"""The agent's base full, out of inodes, over quota, read-only, no descriptors: what it has waits, the loop goes on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class Short(Company):
         """Until one line of the agent's log holds all of these."""
         agent = self.agent
         assert agent
-        wait_until(lambda: any(all(word in line for word in words) for line in agent.output().splitlines()), 60, f"it says {words}")
+        wait_until(
+            lambda: any(all(word in line for word in words) for line in agent.output().splitlines()), 60, f"it says {words}"
+        )
 
     def close(self) -> None:
         super().close()

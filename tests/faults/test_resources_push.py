@@ -13,11 +13,10 @@ import pytest
 
 from components.disks import SHORTAGES, Disk
 from components.process import Process
+from components.rig import Rig
 from components.sshd import Sshd
 from components.waiting import stays, wait_until
 from ssh.conftest import Pushed
-
-from components.rig import Rig
 
 pytestmark = pytest.mark.slow
 FIGURES: Counter[str] = Counter()
@@ -30,6 +29,8 @@ class Short(Pushed):
     def __init__(self, root: Path, sshd: Sshd, shortage: str) -> None:
         root.mkdir()
         self.disk = Disk(root / "spool", shortage)
+        if shortage == "read_only":  # an open file keeps a disk writable, and the push's lock is one: that lies elsewhere
+            Disk(root / "spool" / "locks", "full", size_mb=4)
         self.counter, self.gate = sshd.home / "counter", sshd.home / "gate"
         super().__init__(Rig(root), sshd, sshd.home / "base", {})
 

@@ -120,9 +120,10 @@ def _filling(short: Short) -> Path:
     """A program in front of every command at the site, which fills the disk before a `start`."""
     program = short.sshd.home / "filling"
     ballast = short.disk.folder / ".ballast"
+    room = short.sshd.home / "room"
     program.write_text(
         "#!/bin/sh\n"
-        f'case $SSH_ORIGINAL_COMMAND in *" start"*) [ -e {short.sshd.home}/room ] || cat /dev/zero >{ballast} 2>/dev/null ;; esac\n'
+        f'case $SSH_ORIGINAL_COMMAND in *" start") [ -e {room} ] || cat /dev/zero >{ballast} ;; esac 2>/dev/null\n'
         'exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
     )
     program.chmod(0o755)

@@ -143,7 +143,7 @@ def test_an_upload_under_way_goes_on_where_it_was(short: Short) -> None:
 
 
 def test_one_bad_job_delays_no_other(tmp_path: Path) -> None:
-    """Nothing can be written into one job's folder: its agent's other jobs start, go back to the queue and expire all the same."""
+    """Nothing can be written into one job's folder: its agent's other jobs start, or go back to the queue, all the same."""
     service = Service(tmp_path / "rig")
     try:
         service.configure(claim_return_s="1")
