@@ -47,6 +47,7 @@ from spool.store import Store
 
 EXIT_FAILED, EXIT_USAGE, EXIT_LATER, EXIT_CONFIG = 1, 2, 75, 78
 ROUND_S = 0.05
+AFTER_FAILURE_S = 2.0
 REST_S = 30.0
 FETCH_TRIES = 3
 POLL_S = (0.1, 10.0)
@@ -185,8 +186,10 @@ class Push:
                 self._round(accepting, claiming)
             except (SpoolError, OSError) as exc:
                 log.error("round_failed", why=exc)
+                self.stop.wait(AFTER_FAILURE_S)
             except Exception:  # noqa: BLE001  outermost frame: a defect, but the push goes on
                 log.error("round_failed", trace=True)
+                self.stop.wait(AFTER_FAILURE_S)
             claiming = not self._once
             if self._all_done():
                 break

@@ -18,6 +18,7 @@ from spool.states import Reason, State
 from spool.store import Store
 
 DROP_EVERY_S = 0.05
+AFTER_FAILURE_S = 2.0  # what stands in the way is told every two seconds, not twenty times in one
 CONTACT_EVERY_S = 5.0
 EXPIRY_EVERY_S = 30.0
 MAX_STEP_S = 60.0
@@ -64,8 +65,10 @@ class Upkeep:
                 self._round(accepting)
             except (SpoolError, OSError) as exc:
                 log.error("upkeep_failed", why=exc)
+                self._stop.wait(AFTER_FAILURE_S)
             except Exception:  # noqa: BLE001 - outermost frame of the thread: a defect, but the server goes on
                 log.error("upkeep_failed", trace=True)
+                self._stop.wait(AFTER_FAILURE_S)
 
     def _round(self, accepting: bool) -> None:
         config = self._config.get()
