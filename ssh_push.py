@@ -25,7 +25,7 @@ from spool import __version__, log
 from spool.config import LiveConfig, Site, SpoolConfig, find_config
 from spool.creation import SPOOL_UMASK, identity
 from spool.drops import Drops, may_accept
-from spool.errors import Busy, ConfigError, Conflict, DigestMismatch, NotFound, SpoolError, StaleRun, TransferFailed, Unreachable
+from spool.errors import ConfigError, Conflict, DigestMismatch, NotFound, SpoolError, StaleRun, TransferFailed, Unreachable
 from spool.files import sync_tree
 from spool.manifest import hash_files
 from spool.names import is_id
@@ -47,6 +47,7 @@ from spool.store import Store
 
 EXIT_FAILED, EXIT_USAGE, EXIT_LATER, EXIT_CONFIG = 1, 2, 75, 78
 ROUND_S = 0.05
+AFTER_FAILURE_S = 2.0
 REST_S = 30.0
 FETCH_TRIES = 3
 POLL_S = (0.1, 10.0)
@@ -177,25 +178,35 @@ class Push:
         accepting = may_accept(self._store.paths)
         if not accepting:
             log.warning("not_the_owner", why="drops are accepted only by the uid that owns spool.json")
-        while accepting and self._drops.scan(self._get_config()) and (self._once or self._only):
-            if self.stop.wait(ROUND_S / 2):
-                break
+        while accepting and (self._once or self._only) and self._scan() and not self.stop.wait(ROUND_S / 2):
+            pass
         claiming = True
         while not self.stop.is_set():
             try:
                 self._round(accepting, claiming)
             except (SpoolError, OSError) as exc:
                 log.error("round_failed", why=exc)
+                self.stop.wait(AFTER_FAILURE_S)
             except Exception:  # noqa: BLE001  outermost frame: a defect, but the push goes on
                 log.error("round_failed", trace=True)
+                self.stop.wait(AFTER_FAILURE_S)
             claiming = not self._once
             if self._all_done():
                 break
             self.stop.wait(ROUND_S)
         return self._finish()
 
+    def _scan(self) -> int:
+        try:
+            return self._drops.scan(self._get_config())
+        except OSError as exc:
+            log.error("round_failed", why=exc)
+            return 0
+
     def _round(self, accepting: bool, claiming: bool) -> None:
         config = self._get_config()
+        self._store.clock.settle_s = config.server["clock_settle_s"]
+        self._store.clock.certain()  # a jump is seen when it comes
         if accepting:
             self._drops.scan(config)
         self._threads = {job_id: thread for job_id, thread in self._threads.items() if thread.is_alive()}
@@ -331,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
             return serve(Push(store, config, args.words, args.once))
     except SpoolError as exc:
         print(f"ssh_push.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
-        return EXIT_LATER if isinstance(exc, Busy) else EXIT_CONFIG
+        return EXIT_LATER if exc.transient else EXIT_CONFIG
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

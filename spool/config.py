@@ -48,6 +48,10 @@ SERVER = Section(
             "64M",
         ),
         Option("claim_return_s", o.seconds(1, 86400), 600.0, "seconds without contact before a claimed job is queued again"),
+        Option(
+            "clock_settle_s", o.seconds(0, 86400), 300.0,
+            "seconds that a clock which jumped forward must stand before anything expires by it",
+        ),
         Option("max_chunk", o.size_from(64 * 1024), 16 * MIB, "largest request body in bytes", "16M"),
     ),
     meaning="the server, and what all programs of the MInt side share",

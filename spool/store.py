@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 from spool import journal, jsonio, log
+from spool.clock import Clock
 from spool.creation import open_spool
-from spool.errors import Conflict, NotFound, SpoolError, StaleRun
+from spool.errors import Conflict, NotFound, SpoolError, StaleRun, is_no_space
 from spool.files import append_line, fsync_dir, last_line, replace_file
 from spool.instants import to_epoch, utc_now
 from spool.jobs import Jobs
@@ -38,6 +39,8 @@ class Store(Jobs):
         super().__init__(paths)
         self.locks = JobLocks(paths.locks)
         self.queue = Queue(paths)
+        self.clock = Clock()
+        self._not_claimed: dict[str, str] = {}
         self._listeners: list[Listener] = []
 
     @classmethod
@@ -126,13 +129,23 @@ class Store(Jobs):
             try:
                 state = self._claim_entry(site, entry, agent, order)
             except (SpoolError, OSError) as exc:  # this one waits; the others are not delayed
-                log.error("not_claimed", job=entry.job_id, site=site, why=exc)
+                if isinstance(exc, OSError) and is_no_space(exc):
+                    self._tell_not_claimed("the spool's disk", site, exc)
+                    break  # for every other as well
+                self._tell_not_claimed(entry.job_id, site, exc)
                 continue
             if state is not None:
                 claimed.append(state)
             if len(claimed) >= room:
                 break
         return claimed
+
+    def _tell_not_claimed(self, job: str, site: str, exc: Exception) -> None:
+        """Say why, once: waiting syncs ask every second. Not the text of an OSError, which may name a temporary file."""
+        why = str((exc.strerror if isinstance(exc, OSError) else "") or exc)
+        if self._not_claimed.get(job) != why:
+            self._not_claimed[job] = why
+            log.error("not_claimed", job=job, site=site, why=exc)
 
     def _claim_entry(self, site: str, entry: Entry, agent: str, order: tuple[int, int]) -> JobState | None:
         with self.locks.hold(entry.job_id):
@@ -146,9 +159,13 @@ class Store(Jobs):
             return self._claim_waiting(state, agent, order)
 
     def _claim_waiting(self, state: JobState, agent: str, order: tuple[int, int]) -> JobState | None:
-        """Claim a queued job, or expire it where that is due; the caller holds the lock."""
-        if _is_due(state):
-            self._expire(state, f"expires_at {state.expires_at} has passed")
+        """Claim a queued job, or expire it where that is due; the caller holds the lock.
+
+        One that is due by a clock that has just jumped is neither: it waits until the clock has settled or is set back.
+        """
+        if state.expires_at and to_epoch(state.expires_at) <= self.clock.now():
+            if self._is_due(state):
+                self._expire(state, f"expires_at {state.expires_at} has passed")
             return None
         self.queue.add_active(state.site, agent, state.id)
         claimed = self.write(
@@ -183,6 +200,10 @@ class Store(Jobs):
             self.queue.remove(state.site, state.user, state.queue_key)
             return self.write(claimed, State.RUNNING, by=agent, why="was started before", started_at=utc_now())
 
+    def _is_due(self, state: JobState) -> bool:
+        """True where `expires_at` has passed for certain: a clock that jumped forward does not count at once."""
+        return bool(state.expires_at) and to_epoch(state.expires_at) <= self.clock.certain()
+
     def _expire(self, state: JobState, why: str) -> JobState:
         expired = self.write(state, State.EXPIRED, by="spool", why=why, message=why, queue_key="", ended_at=utc_now())
         self._leave_waiting(state)
@@ -202,7 +223,7 @@ class Store(Jobs):
         with self.locked(job_id) as state:
             if state.state not in (State.NEW, State.QUEUED):
                 return state
-            if unclaimed or _is_due(state):
+            if unclaimed or self._is_due(state):
                 return self._expire(state, unclaimed or f"expires_at {state.expires_at} has passed")
             return state
 
@@ -332,10 +353,6 @@ class Store(Jobs):
             cleared = dict.fromkeys(("claimed_at", "started_at", "ended_at", "reason", "message"), "")
             cleared.update(cancel_requested_at="", cancel_requested_by="", expires_at="", withdrawn_at="")
             return self._to_queue(state, by=by, why="requeue", attempt=state.attempt + 1, exit_code=None, **cleared)
-
-
-def _is_due(state: JobState) -> bool:
-    return bool(state.expires_at) and to_epoch(state.expires_at) <= to_epoch(utc_now())
 
 
 def clip(text: str) -> str:

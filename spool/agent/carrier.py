@@ -19,7 +19,7 @@ from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import LocalJob
 from spool.agent.protocol import JobClient
-from spool.agent.troubles import may_pass, said
+from spool.agent.troubles import hint_for, may_pass, said
 from spool.errors import (
     Conflict,
     DigestMismatch,
@@ -45,7 +45,7 @@ STATUS_EVERY_S = 10.0
 LOG_EVERY_S = 2.0
 SEND_TRIES = 4
 MOST_TRIES = 4
-RUNNER_PAUSE_S = 2.0
+RUNNER_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ class Carrier:
                 self._runner.cancel(self.local.paths.folder)  # takes the latch: it can never start
                 self._end_without_results(CANCELED, StaleRun("canceled before it started", hint=""))
                 return
-            self.local.advance(State.RUNNING, "may start")
+            self._again("start", lambda: self.local.advance(State.RUNNING, "may start"))
         if self.local.state.state == State.RUNNING and not self._run_to_its_end():
             return
         try:
@@ -241,10 +241,10 @@ class Carrier:
             status = self._status()
         except (OSError, ValueError, subprocess.CalledProcessError) as exc:
             self._hiccups += 1
-            log.warning("runner_failed", job=self.local.state.id, times=self._hiccups, why=said(exc))
-            if self._hiccups >= MOST_TRIES and not may_pass(exc):
+            self._warn("runner_failed", exc, times=self._hiccups)
+            if self._hiccups >= MOST_TRIES and not may_pass(exc, self.local.paths.folder):
                 raise
-            self._pause(RUNNER_PAUSE_S * self._hiccups)
+            self._pause(min(LONGEST_PAUSE_S, RUNNER_PAUSE_S * self._hiccups))
             return None
         self._hiccups = 0
         return status
@@ -366,14 +366,17 @@ class Carrier:
             except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
                 if isinstance(exc, SpoolError) and not self._passing(exc):
                     raise
-                if most and tries + 1 >= most and not may_pass(exc):
+                if most and tries + 1 >= most and not may_pass(exc, self.local.paths.folder):
                     raise
                 delay_s = retry_delay_s(tries, exc if isinstance(exc, SpoolError) else None)
-                log.warning("tried_again", job=self.local.state.id, step=name, in_s=f"{delay_s:.1f}", why=said(exc))
+                self._warn("tried_again", exc, step=name, in_s=f"{delay_s:.1f}")
                 tries += 1
                 self._pause(delay_s)
                 if self._wanted == "forget" and name not in ("run", "return"):
                     raise StaleRun("the server gave this run up", hint="nothing is returned") from exc
+
+    def _warn(self, event: str, exc: Exception, **more: object) -> None:
+        log.warning(event, job=self.local.state.id, **more, why=said(exc), hint=hint_for(exc, self.local.paths.folder))
 
     @staticmethod
     def _passing(exc: SpoolError) -> bool:

@@ -17,10 +17,11 @@ from spool.agent.carrier import Carrier
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base, LocalJob
 from spool.agent.protocol import PUBLISHED, Server
+from spool.agent.troubles import hint_for, may_pass
 from spool.errors import SpoolError, Unreachable
-from spool.files import free_bytes
 from spool.names import is_id
 from spool.results import no_run
+from spool.room import try_to_write, why_no_room
 from spool.runner import LocalRunner
 from spool.states import FINAL, Reason, State
 
@@ -116,7 +117,7 @@ class Agent:
     def _request(self, wait_s: int, fresh_room: bool) -> dict[str, Any]:
         in_hand = self.in_hand()
         room = max(0, self.config.agent["slots"] - in_hand) if fresh_room else 0
-        if self.closed_to_new or not self._has_space():
+        if room and (self.closed_to_new or not self._has_space()):
             room = 0
         with self._lock:
             self._seq += 1  # numbered together with the snapshot: the server tells an overtaken one by its number
@@ -136,11 +137,14 @@ class Agent:
         }
 
     def _has_space(self) -> bool:
-        left = free_bytes(self._base.folder)
-        if left >= self.config.agent["min_free"]:
-            return True
-        log.warning("no_space", base=self._base.folder, free_bytes=left, why="no new job is taken until there is space")
-        return False
+        """True where the base takes a new job; told apart here, so that none is claimed that would only fail."""
+        why = why_no_room(self._base.folder, self.config.agent["min_free"])
+        if not why and (failed := try_to_write(self._base.control)):
+            why = str(failed.strerror)
+        if why:
+            hint = "no new job is taken until then: free space or inodes, raise the quota, or remount it writable"
+            log.warning("no_space", base=self._base.folder, why=why, hint=hint)
+        return not why
 
     def _tell(self, told: Any) -> bool:
         job_id, run_id, want = (str(told.get(key, "")) if isinstance(told, dict) else "" for key in ("id", "run_id", "want"))
@@ -175,7 +179,7 @@ class Agent:
                     return False
             local.begin(state)
         except (SpoolError, OSError) as exc:
-            log.warning("not_taken_up", job=job_id, run=run_id, why=exc)
+            log.warning("not_taken_up", job=job_id, run=run_id, why=exc, hint=hint_for(exc, self._base.folder))
             self._give_up_taking(job_id, run_id, exc)
             return False
         self._refused.pop(run_id, None)
@@ -186,8 +190,8 @@ class Agent:
     def _give_up_taking(self, job_id: str, run_id: str, why: Exception) -> None:
         """Tell the server of a job that cannot be taken up here, after some tries, so that it does not hold a slot for ever."""
         self._refused[run_id] = self._refused.get(run_id, 0) + 1
-        if self._refused[run_id] < TAKE_TRIES or isinstance(why, Unreachable):
-            return
+        if self._refused[run_id] < TAKE_TRIES or may_pass(why, self._base.folder):
+            return  # with a full disk, say, every job that waits would be refused, one after the other
         try:
             message = f"the agent cannot take this job up: {why}"
             self._server.finish(no_run(self._server.state(job_id), Reason.TRANSFER.value, message))

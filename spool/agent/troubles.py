@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import subprocess
+from pathlib import Path
 
-from spool.errors import NoSpace, NotAllowed, Unauthorized, Unreachable
+from spool.errors import NoSpace, NotAllowed, SpoolError, Unauthorized, Unreachable, from_os_error
+from spool.room import try_to_write
 
 _SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
 
@@ -17,8 +19,21 @@ def said(exc: Exception) -> str:
     return str(exc)
 
 
-def may_pass(exc: Exception) -> bool:
-    """True where waiting can help: the line, or a lack of resources."""
+def hint_for(exc: Exception, folder: Path) -> str:
+    """Return what to do about it."""
+    if isinstance(exc, subprocess.CalledProcessError):
+        exc = try_to_write(folder) or exc
+    if isinstance(exc, OSError):
+        return from_os_error(exc, "").hint
+    return exc.hint if isinstance(exc, SpoolError) else ""
+
+
+def may_pass(exc: Exception, folder: Path) -> bool:
+    """True where waiting can help: the line, or a lack of resources. A runner tells no more than that it could not write to
+    the job's `folder`: then it is tried here.
+    """
+    if isinstance(exc, subprocess.CalledProcessError):
+        exc = try_to_write(folder) or exc
     if isinstance(exc, OSError):
         return exc.errno in _SCARCE
     return isinstance(exc, (NoSpace, Unreachable, Unauthorized, NotAllowed))

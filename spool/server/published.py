@@ -110,7 +110,7 @@ class Published:
                 raise Told(202, 400, f"there is no {key} in calc-info")
         value, inputs = job_of(calc)
         job = Job.parse(jsonio.dumps(value))
-        check_against(job, asker.user, self._config.get())
+        check_against(job, asker.user, self._config.get(), self._store.clock)
         asker.need_site(job.site)
         entries = tuple(FileEntry(name, item.size, item.sha256) for name, item in sorted(inputs.items()))
         state = first_state(job, new_id(), asker.user, entries, state=State.NEW, by=asker.user, via=VIA)
@@ -129,7 +129,7 @@ class Published:
         state = self._submitted(self._small().get("accept_id"), 400)
         if state.state != State.NEW:
             raise Told(400, 401, f"accept_id({state.id}) is waiting already, or further")
-        check_against(self._store.job(state.id), state.user, self._config.get())
+        check_against(self._store.job(state.id), state.user, self._config.get(), self._store.clock)
         self._store.enqueue(state.id, by=state.user)
         return errors(200, "")
 

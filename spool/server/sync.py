@@ -14,7 +14,7 @@ from typing import Any
 from spool import jsonio, log
 from spool.config import LiveConfig
 from spool.creation import identity
-from spool.errors import Conflict, InvalidRequest, NotFound, SpoolError, StaleRun, Twin
+from spool.errors import Conflict, InvalidRequest, NotFound, SpoolError, StaleRun, Twin, from_os_error
 from spool.fields import Fields
 from spool.files import replace_file
 from spool.instants import utc_now
@@ -187,6 +187,7 @@ class Sync:
         self._wakeups = wakeups
         self._contacts = contacts
         self._warned: set[str] = set()
+        self._put_off: dict[str, str] = {}
         store.listen(lambda state: wakeups.notify(state.site))
 
     def answer(self, asker: Asker, body: bytes) -> dict[str, Any]:
@@ -259,17 +260,24 @@ class Sync:
         for job_id in self._store.queue.active(request.site, request.agent):
             if job_id in listed:
                 continue
-            state = self._own(asker, request, job_id)
-            if state is None:
-                self._drop_active(request, job_id)
-            elif state.state == State.CLAIMED and request.leaving:
-                self._store.give_back(job_id, state.run_id, by=request.agent, why="the agent is leaving and never got it")
-            elif state.state == State.CLAIMED:
-                told.append(_told(state, "fetch"))
-            else:
-                message = "the agent no longer has this job, which it may have started"
-                self._store.lose(job_id, state.run_id, by=request.agent, order=request.order, message=message)
+            try:
+                told += self._tell_unlisted(asker, request, job_id)
+            except (SpoolError, OSError) as exc:
+                self._say_put_off(job_id, exc)
         return told
+
+    def _tell_unlisted(self, asker: Asker, request: Request, job_id: str) -> list[dict[str, Any]]:
+        state = self._own(asker, request, job_id)
+        if state is None:
+            self._drop_active(request, job_id)
+        elif state.state == State.CLAIMED and request.leaving:
+            self._store.give_back(job_id, state.run_id, by=request.agent, why="the agent is leaving and never got it")
+        elif state.state == State.CLAIMED:
+            return [_told(state, "fetch")]
+        else:
+            message = "the agent no longer has this job, which it may have started"
+            self._store.lose(job_id, state.run_id, by=request.agent, order=request.order, message=message)
+        return []
 
     def _drop_active(self, request: Request, job_id: str) -> None:
         with self._store.locks.hold(job_id):
@@ -293,6 +301,8 @@ class Sync:
         try:
             state = self._store.state(held.id)
             asker.need_agent(state)
+        except OSError as exc:
+            return self._later(held, exc)
         except SpoolError as exc:
             # After a restore the server may know less than the agent: the agent keeps the job, an operator decides.
             if self._first_time(held):
@@ -307,6 +317,20 @@ class Sync:
             return self._judge(state, held, request.order)
         except (StaleRun, Conflict):  # it changed under our hands: the next sync tells
             return _told(state, "run")
+        except (SpoolError, OSError) as exc:
+            return self._later(held, exc)
+
+    def _later(self, held: Held, exc: SpoolError | OSError) -> dict[str, Any]:
+        """Answer for a job that cannot be judged now (a full disk, say): it waits, the agent's others are not delayed."""
+        self._say_put_off(held.id, exc)
+        return {"id": held.id, "run_id": held.run_id, "want": "run", "state": "unknown"}
+
+    def _say_put_off(self, job_id: str, exc: SpoolError | OSError) -> None:
+        # Once: the agent asks again every few seconds. Not the text of an OSError, which may name a temporary file.
+        told = from_os_error(exc, "judging the job") if isinstance(exc, OSError) else exc
+        if self._put_off.get(job_id) != told.message:
+            self._put_off[job_id] = told.message
+            log.warning("job_put_off", job=job_id, why=exc, hint=told.hint)
 
     def _adopted(self, request: Request, held: Held, state: JobState) -> JobState | None:
         """Return the job as this run's, where the spool forgot of it in a restore and waits to run the same attempt again."""

@@ -55,6 +55,15 @@ _HINTS = {
 }
 
 
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+NO_SPACE_HINT = "free space or inodes there or here, raise the quota, or remount it writable; it is tried again"
+
+
+def says_no_space(said: str) -> bool:
+    """True where a program says, in the C locale, that a disk is full, out of inodes, over quota or read-only."""
+    return any(words in said for words in _NO_SPACE)
+
+
 class Stopped(Exception):
     """The push is ending: everything stays as it is, and the next start carries on."""
 
@@ -167,16 +176,18 @@ class Connection:
         path = f"cd {shlex.quote(there)} && exec rsync"
         command = ["rsync", "-e", str(self._script), f"--rsync-path={path}", "-s", f"--timeout={self.site.stall_s}", *options]
         with self._channel(self._long):
-            done = self._call(command, stdin, None, cwd=here, inherited=inherited)
+            done = self._call(command, stdin, None, cwd=here, inherited=inherited, locale="C")
         return self._judge_rsync(done)
 
     def _judge_rsync(self, done: Done) -> Done:
+        # Also with 23: a file that could not even be made is one that did not come, and not the site's fault.
+        if done.code and says_no_space(done.err):
+            why = f"a disk takes no more, at site {self.site.name} or here: {_one_line(done.err)}"
+            raise NoSpace(why, hint=NO_SPACE_HINT)
         if done.code in (0, 23, 24):
             self._contact_at = time.monotonic()
             return done
         said = _one_line(done.err)
-        if "No space left" in said or "quota exceeded" in said:
-            raise NoSpace(f"site {self.site.name}: {said}", hint="free space there or here; it is tried again")
         if done.code in (10, 12, 20, 30, 35, SSH_FAILED) or done.code < 0:
             raise self._unreachable(done.err)
         hint = "install rsync at the site" if done.code == 127 else "see the message; ssh_push.py check SITE looks for the cause"
@@ -200,8 +211,9 @@ class Connection:
         *,
         cwd: Path | None = None,
         inherited: Sequence[int] = (),
+        locale: str = "",
     ) -> Done:
-        process = self._spawn(command, cwd, inherited)
+        process = self._spawn(command, cwd, inherited, locale)
         try:
             out, err = process.communicate(stdin, timeout=deadline_s)
         except subprocess.TimeoutExpired:
@@ -214,8 +226,12 @@ class Connection:
         self._check_open()
         return Done(process.returncode, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "replace"))
 
-    def _spawn(self, command: Sequence[str], cwd: Path | None, inherited: Sequence[int]) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, command: Sequence[str], cwd: Path | None, inherited: Sequence[int], locale: str
+    ) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RSYNC_")}
+        if locale:  # messages that are judged by their words; not for commands, which ssh may pass it on to
+            environment["LC_ALL"] = locale
         with self._children_lock:
             self._check_open()
             process = subprocess.Popen(

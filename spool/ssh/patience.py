@@ -9,7 +9,7 @@ import time
 
 from spool import log
 from spool.config import Site
-from spool.errors import CommandNotAllowed, Conflict, NotAllowed, SpoolError, StaleRun, Unreachable
+from spool.errors import CommandNotAllowed, Conflict, NotAllowed, SpoolError, StaleRun, Unreachable, from_os_error
 from spool.records import JobState
 from spool.ssh.connection import Connection, SiteTrouble
 from spool.ssh.site import FolderGone
@@ -33,8 +33,8 @@ class Patience:
 
     def settles(self, exc: SpoolError | OSError) -> bool:
         """Judge what went wrong: True where the job has ended by it, False where it is to be tried again."""
-        hint = exc.hint if isinstance(exc, SpoolError) else ""
-        log.warning("trouble", job=self._job_id, why=exc, hint=hint)
+        told = from_os_error(exc, "here") if isinstance(exc, OSError) else exc
+        log.warning("trouble", job=self._job_id, why=exc, hint=told.hint)
         state = self._store.state(self._job_id)
         if isinstance(exc, SiteTrouble):
             return self._exhausted() and self._fail(state, exc.reason, exc)

@@ -14,46 +14,59 @@ import pkgutil
 from collections.abc import Sequence
 
 from spool import log, runner
-from spool.errors import SpoolError
+from spool.errors import NoSpace, SpoolError
 from spool.runner import RunStatus, parse_status, parse_sums
-from spool.ssh.connection import Connection, Done, SiteTrouble
+from spool.ssh.connection import NO_SPACE_HINT, Connection, Done, SiteTrouble, says_no_space
 from spool.states import Reason
 
 _NO_RUNNER, _GONE, _NO_BASE = 86, 87, 88
 
-_INSTALL = r"""
+# Shells do not all say why a write failed, nor in which language: at a failure a copy is tried, whose words are known.
+_ROOM = r"""
+room() {
+    LC_ALL=C cp /proc/self/status "$1/.room.$$"
+    rm -f "$1/.room.$$"
+}
+"""
+
+_INSTALL = _ROOM + r"""
 umask 077
+LC_ALL=C
+export LC_ALL
 mkdir -p "$1" || exit 1
 [ -O "$1" ] && [ ! -L "$1" ] || { echo "$1 belongs to another user; choose another base" >&2; exit 1; }
 chmod 700 "$1"
 part=$1/.$2.$$
 if cat >"$part" && [ "$(sha256sum <"$part")" = "$3  -" ] && chmod 500 "$part" && mv -f "$part" "$1/$2"; then exit 0; fi
 rm -f "$part"
+room "$1"
 echo "cannot write $1/$2; check free space, owner and mode" >&2
 exit 1
 """
 
 # What an earlier attempt left is stopped and moved aside, its run_id last, so that a cut anywhere is made good by the next call.
-_ENTER = r"""
+_ENTER = _ROOM + r"""
 umask 077
+LC_ALL=C
+export LC_ALL
 base=$1 dir=$1/$2 run=$3 runner=$4 old=
 [ -r "$runner" ] && [ "$(sha256sum <"$runner")" = "$5  -" ] || exit 86
 aside() {
-    mkdir -p "$dir/attempts/$old" && mv "$1" "$dir/attempts/$old/" || exit 1
+    mkdir -p "$dir/attempts/$old" && mv "$1" "$dir/attempts/$old/" || { room "$dir"; exit 1; }
 }
 mkdir -p "$base" || exit 1
 [ -d "$dir" ] || mkdir "$dir" || exit 1
 [ -O "$dir" ] && [ ! -L "$dir" ] || { echo "$dir belongs to another user" >&2; exit 1; }
 if [ -f "$dir/run_id" ]; then read -r old <"$dir/run_id"; fi
 if [ "$old" != "$run" ]; then
-    if [ -d "$dir/run" ]; then sh "$runner" cancel "$dir" >/dev/null || exit 1; fi
+    if [ -d "$dir/run" ]; then sh "$runner" cancel "$dir" >/dev/null || { room "$dir"; exit 1; }; fi
     case $old in '' | *[!0-9a-f-]*) old=unknown.$$ ;; esac
     for file in "$dir"/* "$dir"/.[!.]*; do
         case ${file##*/} in attempts | run_id) continue ;; esac
         if [ -e "$file" ] || [ -L "$file" ]; then aside "$file"; fi
     done
     if [ -e "$dir/run_id" ]; then aside "$dir/run_id"; fi
-    printf '%s\n' "$run" >"$dir/.run_id.$$" || exit 1
+    printf '%s\n' "$run" >"$dir/.run_id.$$" || { room "$dir"; exit 1; }
     sync "$dir/.run_id.$$" 2>/dev/null || sync
     mv "$dir/.run_id.$$" "$dir/run_id" || exit 1
     sync "$dir" 2>/dev/null || sync
@@ -61,7 +74,7 @@ fi
 mkdir -p "$dir/in" "$dir/log"
 """
 
-_VERB = r"""
+_VERB = _ROOM + r"""
 base=$1 dir=$1/$2 run=$3 runner=$4 verb=$5 old=
 shift 5
 [ -d "$dir" ] || [ -d "$base/.mint-spool" ] || exit 88
@@ -69,7 +82,10 @@ shift 5
 { read -r old <"$dir/run_id"; } 2>/dev/null
 [ "$old" = "$run" ] || exit 87
 [ -r "$runner" ] || exit 86
-exec sh "$runner" "$verb" "$dir" "$@"
+if [ "$verb" = start ]; then sh "$runner" "$verb" "$dir" "$@"; else LC_ALL=C sh "$runner" "$verb" "$dir" "$@"; fi
+code=$?
+[ "$code" = 0 ] || room "$dir"
+exit "$code"
 """
 
 # keep_days = 0 takes the folder away at once.
@@ -186,6 +202,8 @@ class AtSite:
     def _check(self, done: Done, what: str, hint: str, reason: Reason = Reason.TRANSFER) -> None:
         if done.code != 0:
             said = " ".join(done.err.split())[-400:] or f"exit code {done.code}"
+            if says_no_space(done.err):
+                raise NoSpace(f"site {self.connection.site.name}: {what}: {said}", hint=NO_SPACE_HINT)
             raise SiteTrouble(f"site {self.connection.site.name}: {what}: {said}", hint=hint, reason=reason)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spool import jsonio, log
 from spool.config import Site
-from spool.errors import NotFound, SpoolError
+from spool.errors import NotFound, SpoolError, Unreachable
 from spool.fields import Fields
 from spool.files import fsync_dir, read_record, replace_file
 from spool.incoming import Incoming
@@ -41,6 +41,7 @@ class Trip:
     there: AtSite
     stop: threading.Event
     tailed_at: float = 0.0
+    tail_trouble: str = ""
 
     @classmethod
     def of(cls, store: Store, site: Site, connection: Connection, state: JobState, stop: threading.Event) -> Trip:
@@ -85,10 +86,12 @@ class Trip:
         try:
             with transfer.fetch_lock(self.incoming, self.pause) as lock:
                 transfer.fetch_logs(self.there, self.incoming, lock, append=True)
-        except SpoolError as exc:
-            if exc.transient:
-                raise
-            log.warning("logs_not_fetched", job=self.there.job_id, why=exc)
+        except Unreachable:
+            raise
+        except (SpoolError, OSError) as exc:  # no room here, say: they come with the results
+            if self.tail_trouble != str(exc):
+                self.tail_trouble = str(exc)
+                log.warning("logs_not_fetched", job=self.there.job_id, why=exc)
 
     def take_back_half_moved(self) -> None:
         """Undo what a crash left between the move of the results to their place and the final state: fetching goes on from it."""
