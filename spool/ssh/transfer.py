@@ -4,7 +4,7 @@ To the site go job.json, in/ and run/, nothing else. Back come exactly the names
 ``incoming/RUN_ID/files``. A site's names and files are hostile until checked: names by `spool.names`, files by kind and
 SHA-256; links and devices are neither asked for nor taken. An interrupted file goes on where it stopped (`--partial-dir`).
 
-An rsync that outlives a killed push keeps the fetch lock, which it inherited, so no two ever write into one folder.
+An rsync that outlives a killed push keeps the fetch lock, which it inherited, so no two ever write into one folder, here or there.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ from spool.ssh.site import AtSite
 
 LOGS = ("stdout.txt", "stderr.txt", "runner.log")
 PARTIAL = ".mint-partial"
-_COMMON = ("-t", "--sparse", f"--partial-dir={PARTIAL}", "--no-links", "--safe-links", "--no-devices", "--no-specials", "--perms")
+_PARTIAL = (f"--partial-dir={PARTIAL}",)
+_COMMON = ("-t", "--sparse", "--no-links", "--safe-links", "--no-devices", "--no-specials", "--perms")
 _TO_SITE = (*_COMMON, "-r", "--chmod=Du=rwx,Dgo=,Fu+rw,Fgo=")
-_BACK = (*_COMMON, "--chmod=D2770,F660", "--from0", "--files-from=-", "--ignore-missing-args")
+# Sent once more: by content, and without what a killed rsync or the site has left in in/; run/ is the runner's, too.
+_MENDING = ("--checksum", "--timeout=86400", "--delete", "--filter=protect /run/**")
+_BACK = (*_COMMON, *_PARTIAL, "--chmod=D2770,F660", "--from0", "--files-from=-", "--ignore-missing-args")
 # While both sides read their files to compare them nothing passes for a while; a dead line is found by ssh itself.
 _CHECKSUM = ("--checksum", "--timeout=86400")
 # Appending goes on in the very file that a reader has open; it knows neither holes nor partial files.
@@ -53,11 +56,12 @@ class Chosen:
         return len(self.wanted) + len(self.not_carried)
 
 
-def send(paths: JobPaths, there: AtSite, *, checksum: bool) -> None:
-    """Bring job.json, in/ and run/ to the site. With `checksum` also a file that looks the same is compared by content."""
+def send(paths: JobPaths, there: AtSite, lock: int, *, again: bool) -> None:
+    """Bring job.json, in/ and run/ to the site. `again`: what looks the same is compared by content, all else leaves in/."""
     sources = [name for name in ("job.json", "in", "run") if (paths.folder / name).exists()]
-    again = _CHECKSUM if checksum else ()
-    _note(there, there.connection.rsync((*_TO_SITE, *again, "--", *sources, "site:./"), there.folder, paths.folder))
+    options = (*_TO_SITE, *_MENDING) if again else (*_TO_SITE, *_PARTIAL)
+    words = (*options, "--", *sources, "site:./")
+    _note(there, there.connection.rsync(words, there.folder, paths.folder, inherited=(lock,)))
 
 
 def wrong_inputs(inputs: Iterable[FileEntry], sums: Mapping[str, str]) -> list[str]:
