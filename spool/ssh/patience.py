@@ -13,7 +13,7 @@ from spool.config import Site
 from spool.errors import CommandNotAllowed, Conflict, NotAllowed, SpoolError, StaleRun, Unreachable
 from spool.records import JobState
 from spool.ssh.connection import Connection, SiteTrouble
-from spool.ssh.site import CannotTell, FolderGone
+from spool.ssh.site import CannotTell, FolderGone, Replaced
 from spool.ssh.trip import AGENT
 from spool.states import Reason, State
 from spool.store import Store
@@ -42,7 +42,8 @@ class Patience:
             return False
         if isinstance(exc, SiteTrouble):
             return self._exhausted() and self._fail(state, exc.reason, exc)
-        if isinstance(exc, FolderGone) and state.state == State.CLAIMED:  # nothing was started: it is sent again
+        if isinstance(exc, FolderGone) and state.state == State.CLAIMED and not isinstance(exc, Replaced):
+            # Nothing was started: it is sent again.
             return self._exhausted() and self._fail(state, Reason.TRANSFER, exc)
         if isinstance(exc, FolderGone):
             return self._fail(state, Reason.LOST, exc)

@@ -127,6 +127,10 @@ class FolderGone(SpoolError):
     code = "lost"
 
 
+class Replaced(FolderGone):
+    """The folder was this run's, and a later run has moved it aside: it may have been started, and MInt has forgotten that."""
+
+
 class CannotTell(SiteTrouble):
     """The site answered, but not how the run stands (its disk is not mounted, say); `since_s` says for how long that is so."""
 
@@ -175,7 +179,8 @@ class AtSite:
             self.install_runner()
             done = self.connection.run(_sh(_ENTER, *words))
         if done.code == _GONE:
-            raise FolderGone(f"run {self.run_id} was in {self.folder} and was replaced since", hint="requeue the job")
+            hint = "a restore from a backup? see attempts/ in that folder, then requeue the job"
+            raise Replaced(f"run {self.run_id} was in {self.folder} and was replaced since", hint=hint)
         self._check(done, f"making {self.folder}", "check owner, mode and free space of base at the site")
         match = _ENTERED.fullmatch(done.out)
         if match is None:

@@ -4,7 +4,7 @@ To the site go job.json, in/ and run/, nothing else. Back come exactly the names
 ``incoming/RUN_ID/files``. A site's names and files are hostile until checked: names by `spool.names`, files by kind and
 SHA-256; links and devices are neither asked for nor taken. An interrupted file goes on where it stopped (`--partial-dir`).
 
-An rsync that outlives a killed push keeps the fetch lock, which it inherited, so no two ever write into one folder, here or there.
+An rsync that outlives a killed push keeps the fetch lock, which it inherited, so no two ever write into one folder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from spool.records import FileEntry
 from spool.ssh.connection import Done
 from spool.ssh.site import AtSite
 
+_TEMPORARY = re.compile(r"\.(.+)\.[A-Za-z0-9]{6}", re.DOTALL)  # rsync(1): .NAME.XXXXXX
 LOGS = ("stdout.txt", "stderr.txt", "runner.log")
 PARTIAL = ".mint-partial"
 _PARTIAL = (f"--partial-dir={PARTIAL}",)
@@ -122,10 +124,27 @@ def fetch_outputs(there: AtSite, incoming: Path, names: Iterable[str], lock: int
     """Bring `names` from ``work/`` into ``files/out/``."""
     target = incoming / "files" / "out"
     target.mkdir(mode=0o770, exist_ok=True)
+    names = list(names)
+    _keep_halves(target, names)
     asked = _files_from(names)
     if asked:
         options = (*_BACK, *_CHECKSUM) if checksum else _BACK
         _rsync_back(there, options, "work", target, asked, lock)
+
+
+def _keep_halves(target: Path, names: Iterable[str]) -> None:
+    """What a killed rsync had received of a file becomes its partial file, so that a large one goes on where it was."""
+    wanted = set(names)
+    for folder, dirs, files in os.walk(target):
+        dirs[:] = [name for name in dirs if name != PARTIAL]
+        for name in files:
+            match = _TEMPORARY.fullmatch(name)
+            path = Path(folder) / name
+            if match is None or str(path.relative_to(target)) in wanted:
+                continue
+            if str(Path(folder, match[1]).relative_to(target)) in wanted:
+                (path.parent / PARTIAL).mkdir(mode=0o770, exist_ok=True)
+                os.replace(path, path.parent / PARTIAL / match[1])
 
 
 def fetch_logs(there: AtSite, incoming: Path, lock: int, *, append: bool) -> None:
