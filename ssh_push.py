@@ -36,10 +36,10 @@ from spool.runner import RunStatus, write_run
 from spool.ssh import authorize, check, solver_log, transfer
 from spool.ssh.chosen import ChosenQueue
 from spool.ssh.command import argv_of, env_of
-from spool.ssh.connection import Connections, Stopped
+from spool.ssh.connection import Connections, SiteTrouble, Stopped
 from spool.ssh.only import the_only_push
 from spool.ssh.patience import Patience
-from spool.ssh.site import FolderGone
+from spool.ssh.site import CannotTell, FolderGone
 from spool.ssh.trip import AGENT, NoLongerOurs, Trip, forget
 from spool.ssh.upkeep import Upkeep
 from spool.states import FINAL, WITH_SITE, State
@@ -60,8 +60,7 @@ Logs = tuple[FileEntry, ...]
 def carry(trip: Trip, spool_id: str) -> None:
     """All steps that the job still has before it. Safe to repeat, which is what a restart and a retry do."""
     try:
-        if trip.state().state == State.CLAIMED:
-            send(trip)
+        if trip.state().state == State.CLAIMED and send(trip):
             trip.there.prepare()
             trip.store.start(trip.there.job_id, trip.there.run_id, by=AGENT)  # durable before the command is
         bring_back(trip, watch(trip))
@@ -71,31 +70,39 @@ def carry(trip: Trip, spool_id: str) -> None:
         trip.mark_if_over(spool_id)
 
 
-def send(trip: Trip) -> None:
-    """Bring inputs and command line to the site, and see that they arrived as they were frozen."""
+def send(trip: Trip) -> bool:
+    """Bring inputs and command line to the site, and see that they arrived as they were frozen; False: it is started already."""
     state, job = trip.state(), trip.job
     write_run(trip.paths.folder, argv_of(job, trip.site), env_of(job, trip.site, state), wall_time_s=job.wall_time_s)
-    trip.there.enter()
-    for again in (False, True):
-        transfer.send(trip.paths, trip.there, checksum=again)
-        wrong = transfer.wrong_inputs(state.inputs, trip.there.sums("in")[0])
-        if not wrong:
-            return
-        log.warning("inputs_differ", job=state.id, files=" ".join(wrong[:5]))
-    changed = transfer.changed_here(trip.paths, state.inputs)
-    where = f"changed or gone at MInt since it was accepted: {', '.join(changed[:5])}" if changed else ", ".join(wrong[:5])
-    raise TransferFailed(f"{len(wrong)} inputs are not at the site as they were accepted: {where}", hint="submit it again")
+    if not trip.enter():
+        return False
+    with transfer.fetch_lock(trip.incoming, trip.pause) as lock:
+        for again in (False, True):
+            transfer.send(trip.paths, trip.there, lock, again=again)
+            wrong = transfer.wrong_inputs(state.inputs, trip.there.sums("in")[0])
+            if not wrong:
+                return True
+            log.warning("inputs_differ", job=state.id, files=" ".join(wrong[:5]))
+    what = f"{len(wrong)} inputs are not at the site as they were accepted"
+    if changed := transfer.changed_here(trip.paths, state.inputs):
+        where = f"changed or gone at MInt since it was accepted: {', '.join(changed[:5])}"
+        raise TransferFailed(f"{what}: {where}", hint="submit it again")
+    raise SiteTrouble(f"{what}: {', '.join(wrong[:5])}", hint="does something else write there?")
 
 
 def watch(trip: Trip) -> RunStatus:
     """Start the command unless it ever was, and ask until it is over; a cancel is passed on, the logs follow along."""
     began = trip.tailed_at = time.monotonic()
-    status = trip.there.status()
+    status, stopped = trip.there.status(), False
     while not status.is_over:
         if status.word == "absent":
             raise FolderGone(f"the folder {trip.there.folder} is gone at the site", hint="requeue the job")
+        if status.word != "new":
+            trip.note_started()
+        elif trip.was_started or trip.state().state == State.RETURNING:
+            raise FolderGone(f"{trip.there.folder} has lost its run: the command was started there once", hint="ask the site")
         if trip.state().cancel_requested_at:
-            status = trip.there.cancel()
+            status, stopped = trip.there.cancel(), True
         elif status.word == "new":
             status = trip.there.start()  # the runner's latch lets one start through, ever
             log.info("started", job=trip.there.job_id, run=trip.there.run_id, status=status.word)
@@ -105,6 +112,8 @@ def watch(trip: Trip) -> RunStatus:
         least, most = POLL_S
         trip.pause_unless_canceled(min(most, max(least, (time.monotonic() - began) / 10)))
         status = trip.there.status()
+    if status.cancel and not stopped:  # a line cut within the cancel may have left some of its processes
+        status = trip.there.cancel()
     return status
 
 
@@ -241,6 +250,9 @@ class Push:
         except Exception:  # noqa: BLE001  outermost frame of the thread: a defect; the other jobs go on
             log.error("carry_failed", trace=True, job=job_id)
             self._rest_until[job_id] = max(self._rest_until[job_id], time.monotonic() + REST_S)
+        finally:
+            if connection := self._connections.known(site):
+                connection.blind.pop(job_id, None)  # nobody looks for it now
 
     def _carry(self, site: str, job_id: str) -> None:
         """Carry one job, again and again while its site is silent; what else goes wrong ends it with its reason."""
@@ -261,7 +273,7 @@ class Push:
                     return
 
     def _may_try_again(self, site_name: str, exc: SpoolError | OSError, patience: Patience) -> bool:
-        if self._once and isinstance(exc, Unreachable) and patience.failures:
+        if self._once and isinstance(exc, (Unreachable, CannotTell)) and patience.failures:
             self._unreachable = True
             return False
         site = self._get_config().sites.get(site_name)

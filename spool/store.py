@@ -204,6 +204,13 @@ class Store(Jobs):
         """True where `expires_at` has passed for certain: a clock that jumped forward does not count at once."""
         return bool(state.expires_at) and to_epoch(state.expires_at) <= self.clock.certain()
 
+    def adopt_found(self, job_id: str, run_id: str, *, by: str, instead_of: str) -> JobState:
+        """As `adopt`, for the push: it has claimed `instead_of` and then found `run_id` at the site. Atomic."""
+        with self.locked(job_id) as state:
+            check_run(state, instead_of)
+            why = "was started before (a restore?)"
+            return self.write(state, State.RUNNING, by=by, why=why, run_id=run_id, started_at=utc_now())
+
     def _expire(self, state: JobState, why: str) -> JobState:
         expired = self.write(state, State.EXPIRED, by="spool", why=why, message=why, queue_key="", ended_at=utc_now())
         self._leave_waiting(state)

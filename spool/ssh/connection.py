@@ -114,6 +114,8 @@ class Connection:
     def __init__(self, site: Site, folder: Path) -> None:
         name = hashlib.sha256(site.name.encode()).hexdigest()[:8]
         self.site = site
+        # By job id: base, and since when (monotonic) the site cannot tell how the run there stands; see spool.ssh.site.
+        self.blind: dict[str, tuple[str, float]] = {}
         self._socket = folder / name
         self._script = folder / f"{name}.sh"
         self._lock = threading.Lock()
