@@ -236,7 +236,7 @@ class Load:
         elif want == "forget":
             if job_id not in self._busy:
                 self._hands.pop(job_id)
-        elif want in ("start", "run", "cancel") and job_id not in self._busy:
+        elif want in ("start", "run", "cancel", "return") and job_id not in self._busy:
             if want == "start":
                 self.ledger.add("moved", job_id, to="running", run_id=run_id)
                 mine["state"] = "running"
