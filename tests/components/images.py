@@ -16,6 +16,7 @@ import signal
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from components import proc
@@ -28,13 +29,12 @@ _FICLONE = 0x40049409
 SHM = Path("/dev/shm")
 MIB = 1 << 20
 
-# Nothing reaches the device by itself within a test: what does was synced. barrier=0 would lose nothing here: the page cache of
-# the image file outlives the cut.
 MKFS = {
     "ext4": ["mkfs.ext4", "-q", "-F"],
     "xfs": ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
     "btrfs": ["mkfs.btrfs", "-q", "-f", "-m", "single"],
 }
+# Nothing is to reach the device by itself within a test: what does was synced.
 OPTIONS = {"ext4": "commit=300", "xfs": "nouuid", "btrfs": "commit=300"}
 SIZE_MIB = 400  # sparse; mkfs.xfs wants 300
 
@@ -52,7 +52,9 @@ class Image:
 
     @property
     def mounted(self) -> bool:
-        return os.path.ismount(self.mount_point)
+        # os.path.ismount is False where the root answers EIO.
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return str(self.mount_point.absolute()) in (line.split()[4] for line in lines)
 
     def mount(self) -> None:
         """Replays the journal where there is something to replay."""
@@ -83,6 +85,7 @@ class Image:
         while more := set(pids()) - frozen:  # what they started before they stopped
             proc.kill(sorted(more), signal.SIGSTOP)
             frozen |= more
+            wait_until(partial(_stand_still, more), 60, "what is cut off stands still")
         self.shut_down()
         proc.kill(sorted(frozen))
         wait_until(lambda: not any(map(proc.alive, frozen)), 60, "what was cut off is gone")
@@ -105,9 +108,15 @@ class Image:
 
     def close(self) -> None:
         """Always leaves no mount behind: where something still works in it, the mount goes as soon as that ends."""
-        if self.mounted:
-            proc.kill(proc.working_in(self.mount_point))
-            run(["umount", "-l", self.mount_point], check=False)
+        proc.kill(proc.working_in(self.mount_point))
+        while self.mounted:
+            run(["umount", "-l", self.mount_point])
+
+
+def _stand_still(pids: set[int]) -> bool:
+    """One in the middle of a system call (D) counts as well: it comes no further than the call's end."""
+    processes = map(proc.stat, pids)
+    return not any(process is not None and process.state in "RS" for process in processes)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from components.process import Process
 from components.rig import Rig, Section
 from components.waiting import wait_until
 from faults.ledger import Ledger
-from server.client import Agent, Answer, Client, held, result, tar_of
+from server.client import Agent, Answer, Client, held, tar_of
 from spool.names import new_id
 
 SITE, COMMAND, USER = "nims-dev", "sh job.sh", "alice"
@@ -34,7 +34,7 @@ INPUTS = {"梁.inp": 70_000, "mesh/a.inp": 3_000}
 CHUNK = 40_000
 DOWN = (OSError, http.client.HTTPException)
 SLOTS = 4
-BACKLOG = 20  # jobs under way; with more the end would take its time
+BACKLOG = 8  # jobs under way; with more the end would take its time
 
 
 def noise(size: int, seed: str) -> bytes:
@@ -236,7 +236,7 @@ class Load:
         elif want == "forget":
             if job_id not in self._busy:
                 self._hands.pop(job_id)
-        elif want in ("start", "run", "cancel") and job_id not in self._busy:
+        elif want in ("start", "run", "cancel", "return") and job_id not in self._busy:
             if want == "start":
                 self.ledger.add("moved", job_id, to="running", run_id=run_id)
                 mine["state"] = "running"
@@ -270,7 +270,7 @@ class Load:
 
     # ---- to the end
 
-    def drain(self, deadline_s: float = 90) -> None:
+    def drain(self, deadline_s: float = 240) -> None:
         """What is pending is submitted, what waits is claimed and run, until nothing is left."""
         self.agent.generation, self.agent.seq = self.agent.generation + 1, 0
         for job_id, how in list(self._pending.items()):
@@ -283,11 +283,9 @@ class Load:
 
     def _left(self) -> list[str]:
         listed = good(self.client("GET", "/v1/jobs?limit=5000")).json["jobs"]
+        open_jobs = [job for job in listed if job["state"] not in ("completed", "failed", "canceled", "expired")]
         known = self.registered()
-        return [
-            f"{job['id']} {job['state']}" for job in listed
-            if job["state"] not in ("completed", "failed", "canceled", "expired") and (job["state"] != "new" or job["id"] in known)
-        ]  # fmt: skip
+        return [f"{job['id']} {job['state']}" for job in open_jobs if job["state"] != "new" or job["id"] in known]
 
     def registered(self) -> set[str]:
         """The ids that were told. A published job that was registered just before a cut has one that nobody knows."""

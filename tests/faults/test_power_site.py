@@ -7,11 +7,12 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from agent.company import SITE, Company
+from agent.company import Company
 from components import proc
 from components.images import image_of
 from components.privilege import need_root
@@ -76,8 +77,7 @@ def test_the_agents_machine(kind: str, company: Company, tmp_path: Path) -> None
             while len(jobs) - ended(company, jobs) < AT_ONCE + 2:
                 hand_in()
             company.start()
-            begun = lines(counter)
-            wait_until(lambda begun=begun: lines(counter) > begun, 60, "a command has started")
+            wait_until(partial(more_lines, counter, lines(counter)), 60, "a command has started")
             pause.wait(chance.uniform(0, 1))
             image.cut(theirs)
         company.start()
@@ -89,7 +89,10 @@ def test_the_agents_machine(kind: str, company: Company, tmp_path: Path) -> None
         ends[state.get("reason", "") or state["state"]] += 1
         assert state["attempt"] == 1
         if state["state"] == "completed":
-            assert company.out(job_id) == {"結果.dat": data * 2}, "a result was made of what the power cut left"
+            whole = company.out(job_id) == {"結果.dat": data * 2}
+            said = (company.rig.job(job_id) / "log" / "stderr.txt").read_text()
+            why = f"a result was made of what the power cut left: {job_id}, started {starts[str(number)]} times, {said!r}"
+            assert whole, why
             assert starts[str(number)] == 1
     print(f"\npower, cuts of an agent's {kind}, seed {SEED}: {CUTS} cuts, {len(jobs)} jobs, {dict(ends)}")
     assert max(starts.values()) == 1, f"started again: {starts}"
@@ -99,6 +102,10 @@ def test_the_agents_machine(kind: str, company: Company, tmp_path: Path) -> None
 
 def ended(company: Company, jobs: list[str]) -> int:
     return sum(company.rig.state(job).get("state") in ("completed", "failed", "canceled", "expired") for job in jobs)
+
+
+def more_lines(path: Path, before: int) -> bool:
+    return lines(path) > before
 
 
 def lines(path: Path) -> int:
