@@ -24,7 +24,8 @@ class Push:
 
     def __init__(self, rig: NetRig, make_sshd: MakeCompanySshd, lanes: int) -> None:
         self.rig = rig
-        self.sshds = {f"site{number}": make_sshd(rig.net.companies[number - 1], f"site{number}") for number in range(1, lanes + 1)}
+        names = [f"site{number}" for number in range(1, lanes + 1)]
+        self.sshds = {site: make_sshd(rig.company(site), site) for site in names}
         self.sites = {site: dict(sshd.site()) for site, sshd in self.sshds.items()}
 
     def start(self) -> None:
