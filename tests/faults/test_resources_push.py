@@ -91,6 +91,27 @@ def test_results_come_when_there_is_room(short: Short) -> None:
     FIGURES["fetches put off"] += 1
 
 
+def test_a_fetch_that_runs_out_of_inodes_half_way(tmp_path: Path, sshd: Sshd) -> None:
+    """rsync ends with 23 then, as where a file has vanished at the site."""
+    short = Short(tmp_path / "rig", sshd, "inodes")
+    try:
+        process = short.begin()
+        script = f"for i in $(seq 40); do echo $i >$i.dat; done; until [ -e {short.gate} ]; do sleep 0.05; done"
+        job = short.sh(script, outputs=["*.dat"])
+        short.rig.wait_state(job, "running", deadline_s=60)
+        stdout = short.rig.job(job) / "incoming"
+        wait_until(lambda: list(stdout.glob("*/files/log/stdout.txt")), 60, "the log is followed")
+        short.disk.take(leave=20)
+        short.gate.touch()
+        wait_until(lambda: _troubles(process) >= 1, 60, "the fetch finds no room")
+        assert "mkstemp" in process.output(), "it was rsync that found none"
+        short.disk.give()
+        assert short.ended(job, 120)["state"] == "completed"
+        assert len(short.out(job)) == 40
+    finally:
+        short.close()
+
+
 def _made(short: Short) -> Path:
     folder = short.rig.spool / "tmp" / "made.later"
     (folder / "in").mkdir(parents=True)
