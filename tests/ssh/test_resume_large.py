@@ -11,6 +11,7 @@ import pytest
 from components import proc
 from components.sshd import Sshd
 from components.waiting import wait_until
+from spool.ssh import transfer
 from ssh.conftest import Pushed, lines
 from ssh.lanes import Lane, kill_push_and_all
 
@@ -34,6 +35,16 @@ def test_a_large_file_goes_on_where_it_was(tmp_path: Path, sshd: Sshd, way: str,
         goes_on(lane, way, how)
     finally:
         lane.rig.close()
+
+
+def test_what_a_killed_rsync_had_received_is_its_partial_file(tmp_path: Path) -> None:
+    for name in (".大.dat.AbC12z", "d/.b.x.000000", ".other.dat.AbC12z", ".real.dat.AbC12z"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    transfer._keep_halves(tmp_path, ["大.dat", "d/b.x", "real.dat", ".real.dat.AbC12z"])
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {
+        ".mint-partial/大.dat", "d/.mint-partial/b.x", ".other.dat.AbC12z", ".real.dat.AbC12z",
+    }  # fmt: skip
 
 
 def goes_on(lane: Lane, way: str, how: str) -> None:
@@ -65,4 +76,6 @@ def goes_on(lane: Lane, way: str, how: str) -> None:
         assert state["state"] == "completed", state
         assert push.out(job_id) == {"out.bin": (push.there(job_id) / "work" / "out.bin").read_bytes()}
     carried = lane.carried()[way == "fetch"]
-    assert carried < SIZE * 1.6, f"{carried} bytes for a file of {SIZE}"
+    # A receiver at the site outlives a push that was killed while it sent: what it got by then is sent twice.
+    most = 2.2 if (how, way) == ("push", "send") else 1.6
+    assert carried < SIZE * most, f"{carried} bytes for a file of {SIZE}"
