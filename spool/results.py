@@ -148,6 +148,8 @@ def keep_late(store: Store, result: Result, *, by: str) -> None:
         stored = store.result(result.id)
         if stored is not None and stored.run_id == result.run_id:
             return
+        if state.run_id == result.run_id and state.state not in FINAL:
+            return  # too early, not late: it is told again after the next sync
         place = paths.late / f"{result.run_id}.json"
         paths.late.mkdir(0o770, exist_ok=True)
         if place.exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Callable, TypeVar
 
 import requests
 from requests.auth import AuthBase
@@ -25,18 +25,18 @@ MAX_RETRY_AFTER_S = 3600
 
 
 class _Bearer(AuthBase):
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: Callable[[], str]) -> None:
         self._token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
+        request.headers["Authorization"] = f"Bearer {self._token()}"
         return request
 
 
 class Connection:
-    """Talks to one server with one token. Threads may share one: each gets a session of its own."""
+    """Talks to one server with one token, which is asked for at each request. Threads may share one: each gets a session."""
 
-    def __init__(self, url: str, token: str, *, verify: bool | str = True) -> None:
+    def __init__(self, url: str, token: Callable[[], str], *, verify: bool | str = True) -> None:
         self.url = url.rstrip("/")
         self._auth = _Bearer(token)
         self._verify = verify

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 
-from spool.errors import NoSpace, NotAllowed, Unauthorized, Unreachable
+from spool.errors import NoSpace, NotAllowed, SpoolError, TooLarge, Unauthorized, Unreachable
 
 _SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
 
@@ -15,6 +15,11 @@ def said(exc: Exception) -> str:
     if isinstance(exc, subprocess.CalledProcessError) and exc.stderr:
         return str(exc.stderr).strip()[-400:]
     return str(exc)
+
+
+def is_tried_again(exc: SpoolError) -> bool:
+    """True for what passes by itself, and for what a person's word ends: a token that does not count, a proxy's limit."""
+    return exc.transient or isinstance(exc, (Unauthorized, NotAllowed, TooLarge))
 
 
 def may_pass(exc: Exception) -> bool:
