@@ -121,7 +121,7 @@ class Wire:
             line, headers = _head(reader)
             if act.only or act.after:
                 body = reader.read()
-                reader = io.BufferedReader(io.BytesIO(body))  # type: ignore[arg-type]
+                reader = io.BufferedReader(io.BytesIO(body))
                 act = act if act.only in body else Act()
             act.met.set()
             if act.after:

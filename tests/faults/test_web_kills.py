@@ -46,7 +46,7 @@ def web(tmp_path: Path) -> Iterator[Web]:
     made.close()
 
 
-def held(call: str, only: bytes) -> tuple[Callable[[Request], "Act | None"], Act]:
+def held(call: str, only: bytes) -> tuple[Callable[[Request], Act | None], Act]:
     """A rule that holds the first answer of that kind back until it may go, and its act."""
     act = Act(lose=True, only=only)
 
