@@ -19,19 +19,18 @@ from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import LocalJob
 from spool.agent.protocol import JobClient
-from spool.agent.troubles import hint_for, may_pass, said
+from spool.agent.troubles import hint_for, is_tried_again, may_pass, said
 from spool.errors import (
     Conflict,
     DigestMismatch,
     InvalidRecord,
-    NotAllowed,
     NotFound,
     Refused,
     SpoolError,
     StaleRun,
     TransferFailed,
-    Unauthorized,
     UnknownRun,
+    Unreachable,
 )
 from spool.files import replace_file
 from spool.records import CANCELED, Job, Result
@@ -125,6 +124,8 @@ class Carrier:
                 return
             except (StaleRun, Conflict) as exc:
                 self._stop_command()
+                log.warning("run_given_up", job=self.local.state.id, run=self.local.state.run_id, why=exc,
+                            hint=f"nothing of it is merged at MInt; what it made stays in {self.local.paths.folder}")  # fmt: skip
                 self._tell_late()
                 self._close(State.CANCELED, f"the server gave this run up: {exc.message}")
                 self.done = True
@@ -315,6 +316,11 @@ class Carrier:
                 log.warning("sent_again", job=result.id, run=result.run_id, why=exc)
                 if tries == SEND_TRIES - 1:
                     raise TransferFailed(f"the results did not verify: {exc.message}", hint="look at work/ at the site") from exc
+            except Conflict as exc:
+                if not self._client.still_wants(result.id, result.run_id):
+                    raise
+                self._sync_soon()  # restored to before the start, which a sync tells it of
+                raise Unreachable(f"MInt has not heard of this run's end: {exc.message}", hint="a sync tells it") from exc
         ended = str(answer.get("state", ""))
         self._close(State(ended) if ended in State.__members__.values() else State.COMPLETED, "delivered")
 
@@ -343,6 +349,8 @@ class Carrier:
         self._again("report", lambda: self._close_unrun(result))
 
     def _close_unrun(self, result: Result) -> None:
+        with contextlib.suppress(OSError):  # a folder that the command has spoiled keeps nobody
+            replace_file(self.local.paths.result, result.encode(), mode=0o600)  # to be told again after a restore at MInt
         self._client.finish(result)
         self._close(final_state(result), result.message)
 
@@ -364,7 +372,7 @@ class Carrier:
             try:
                 return step()
             except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
-                if isinstance(exc, SpoolError) and not self._passing(exc):
+                if isinstance(exc, SpoolError) and not is_tried_again(exc):
                     raise
                 if most and tries + 1 >= most and not may_pass(exc, self.local.paths.folder):
                     raise
@@ -377,11 +385,6 @@ class Carrier:
 
     def _warn(self, event: str, exc: Exception, **more: object) -> None:
         log.warning(event, job=self.local.state.id, **more, why=said(exc), hint=hint_for(exc, self.local.paths.folder))
-
-    @staticmethod
-    def _passing(exc: SpoolError) -> bool:
-        # A token that does not count now may count again after an operator's word: the job waits for that.
-        return exc.transient or isinstance(exc, (Unauthorized, NotAllowed))
 
     def _pause(self, seconds: float) -> None:
         """Wait, ending early at news; raise `Left` where the agent is stopping."""

@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Callable, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -32,11 +32,11 @@ MAX_RETRY_AFTER_S = 3600
 
 
 class _Bearer(AuthBase):
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: Callable[[], str]) -> None:
         self._token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
+        request.headers["Authorization"] = f"Bearer {self._token()}"
         return request
 
 
@@ -66,9 +66,9 @@ class _Adapter(HTTPAdapter):
 
 
 class Connection:
-    """Talks to one server with one token. Threads may share one: each gets a session of its own."""
+    """Talks to one server with one token, which is asked for at each request. Threads may share one: each gets a session."""
 
-    def __init__(self, url: str, token: str, *, verify: bool | str = True, stall_s: int = STALL_S) -> None:
+    def __init__(self, url: str, token: Callable[[], str], *, verify: bool | str = True, stall_s: int = STALL_S) -> None:
         self.url = url.rstrip("/")
         self.stall_s = stall_s
         self._auth = _Bearer(token)

@@ -13,11 +13,12 @@ import time
 from typing import Any, Callable
 
 from spool import __version__, log
+from spool.agent import restored
 from spool.agent.carrier import Carrier
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base, LocalJob
 from spool.agent.protocol import PUBLISHED, Server
-from spool.agent.troubles import hint_for, may_pass
+from spool.agent.troubles import hint_for, is_tried_again, may_pass
 from spool.errors import SpoolError, Unreachable
 from spool.names import is_id
 from spool.results import no_run
@@ -42,6 +43,8 @@ class Agent:
         self._seq = 0
         self._lock = threading.Lock()
         self._telling = threading.Lock()
+        self._epoch = restored.Epoch(base.control / "epoch.json")
+        self._restoring = threading.Lock()
         self._carriers: dict[str, Carrier] = {}
         self._refused: dict[str, int] = {}
         self._news = threading.Event()
@@ -107,14 +110,42 @@ class Agent:
             raise Unreachable("the answer to sync holds no jobs", hint="is the URL that of a mint-spool server?")
         with self._telling:  # two answers may tell of the same new job
             news = [self._tell(told) for told in jobs]
+        again = self._heed_epoch(str(answer.get("epoch", "")))
         # A wait that another sync of this agent ended brought nothing, and is taken up again at once.
-        return any(news) or bool(answer.get("superseded"))
+        return any(news) or again or bool(answer.get("superseded"))
+
+    def _heed_epoch(self, epoch: str) -> bool:
+        """Note the spool's epoch; where it is a new one, tell what has ended here since the backup. Return whether it is."""
+        with self._restoring:
+            former = self._epoch.value
+            if epoch in ("", former):
+                return False
+            if former:
+                log.warning("restored", epoch=epoch, former=former, why="MInt's spool was restored from a backup",
+                            hint="what ended here lately is told again, and returned again where MInt wants it")  # fmt: skip
+                self._tell_ended()
+            self._epoch.keep(epoch)
+            return bool(former)
+
+    def _tell_ended(self) -> None:
+        with self._lock:
+            in_hand = {key for key, item in self._carriers.items() if item.local.state.state not in FINAL}
+        ended = list(restored.ended_lately(job for job in self._base.jobs(ended=True) if job.state.id not in in_hand))
+        for start in range(0, len(ended), restored.BATCH):
+            batch = ended[start : start + restored.BATCH]
+            request = self._request(0, fresh_room=False)
+            request["jobs"] = [*request["jobs"], *(restored.report(job, result) for job, result in batch)]
+            told = self._server.sync(request).get("jobs")
+            for job in restored.wanted({job.state.id: job for job, _ in batch}, told if isinstance(told, list) else []):
+                job.reopen("MInt was restored to before its end")
+                self._carry(job)
 
     def say_goodbye(self) -> None:
         """Tell what this agent leaves, so that a job it was just given is free for others at once."""
         self._server.goodbye({**self._request(0, fresh_room=False), "leaving": True})
 
     def _request(self, wait_s: int, fresh_room: bool) -> dict[str, Any]:
+        epoch = self._epoch.value  # before the jobs: those that go with a new epoch are among them then
         in_hand = self.in_hand()
         room = max(0, self.config.agent["slots"] - in_hand) if fresh_room else 0
         if room and (self.closed_to_new or not self._has_space()):
@@ -133,6 +164,7 @@ class Agent:
             "room": room,
             "wait_s": wait_s,
             "leaving": self.stopping,
+            "epoch": epoch,
             "jobs": reports,
         }
 
@@ -176,7 +208,7 @@ class Agent:
                 local.load()
                 if local.state.run_id == run_id and local.state.state in FINAL:
                     log.warning("ended_here_already", job=job_id, run=run_id)
-                    return False
+                    return self._return_again(local)
             local.begin(state)
         except (SpoolError, OSError) as exc:
             log.warning("not_taken_up", job=job_id, run=run_id, why=exc, hint=hint_for(exc, self._base.folder))
@@ -187,8 +219,19 @@ class Agent:
         self._carry(local)
         return True
 
+    def _return_again(self, local: LocalJob) -> bool:
+        """Return what has ended here once more: MInt has gone back in time, and would tell to fetch it for ever."""
+        result = local.result()
+        if result is None or result.run_id != local.state.run_id:
+            return False
+        local.reopen("MInt does not know of its end")
+        self._carry(local)
+        return True
+
     def _give_up_taking(self, job_id: str, run_id: str, why: Exception) -> None:
         """Tell the server of a job that cannot be taken up here, after some tries, so that it does not hold a slot for ever."""
+        if isinstance(why, SpoolError) and is_tried_again(why):
+            return
         self._refused[run_id] = self._refused.get(run_id, 0) + 1
         if self._refused[run_id] < TAKE_TRIES or may_pass(why, self._base.folder):
             return  # with a full disk, say, every job that waits would be refused, one after the other

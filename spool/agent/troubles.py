@@ -6,7 +6,7 @@ import errno
 import subprocess
 from pathlib import Path
 
-from spool.errors import NoSpace, NotAllowed, SpoolError, Unauthorized, Unreachable, from_os_error
+from spool.errors import NoSpace, NotAllowed, SpoolError, TooLarge, Unauthorized, Unreachable, from_os_error
 from spool.room import try_to_write
 
 _SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
@@ -26,6 +26,11 @@ def hint_for(exc: Exception, folder: Path) -> str:
     if isinstance(exc, OSError):
         return from_os_error(exc, "").hint
     return exc.hint if isinstance(exc, SpoolError) else ""
+
+
+def is_tried_again(exc: SpoolError) -> bool:
+    """True for what passes by itself, and for what a person's word ends: a token that does not count, a proxy's limit."""
+    return exc.transient or isinstance(exc, (Unauthorized, NotAllowed, TooLarge))
 
 
 def may_pass(exc: Exception, folder: Path) -> bool:

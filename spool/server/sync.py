@@ -79,6 +79,7 @@ class Request:
     wait_s: float
     version: str
     leaving: bool
+    epoch: str
     jobs: tuple[Held, ...]
 
     @property
@@ -100,6 +101,7 @@ class Request:
             wait_s=min(MAX_WAIT_S, float(fields.integer("wait_s", 0, low=0))),
             version=fields.string("version", ""),
             leaving=fields.boolean("leaving", False),
+            epoch=fields.string("epoch", ""),
             jobs=tuple(Held.parse(value) for value in fields.list("jobs")),
         )
 
@@ -113,6 +115,7 @@ class Contacts:
         self._seen: dict[AgentKey, tuple[float, tuple[int, int]]] = {}
         self._written: dict[str, float] = {}
         self._instances: dict[AgentKey, tuple[str, int]] = {}
+        self._twins: set[tuple[AgentKey, str]] = set()
         self.started = time.monotonic()
 
     def note(self, key: AgentKey, request: Request) -> bool:
@@ -132,6 +135,11 @@ class Contacts:
             if instance == request.instance or request.generation > generation or silent_s > TWIN_SILENT_S:
                 self._instances[key] = (request.instance, request.generation)
                 return
+            first = (key, request.instance) not in self._twins
+            self._twins.add((key, request.instance))
+        if first:  # it asks again every few seconds
+            log.warning("twin", site=request.site, agent=request.agent, user=key[1], generation=request.generation,
+                        why="two processes work under one identity; this one is refused", at_work=generation)  # fmt: skip
         raise Twin(
             f"another process works as agent {request.agent} of {request.site}: two with one identity take each other's jobs",
             hint="stop one of them; a copied base gets an identity of its own by removing agent.json and its job folders",
@@ -199,7 +207,11 @@ class Sync:
         key = (request.site, asker.user, request.agent)
         self._contacts.check_alone(key, request)
         current = self._contacts.note(key, request)
-        jobs = [self._tell(asker, request, held) for held in request.jobs]
+        epoch = identity(self._store.paths)[1]
+        if request.epoch not in ("", epoch):
+            # Restored from a backup: nothing is lost or given out before the agent has said what it has and what it has ended.
+            return {"epoch": epoch, "now": utc_now(), "superseded": False, "jobs": self._told_of(asker, request)}
+        jobs = self._told_of(asker, request)
         if current:
             jobs += self._unlisted(asker, request)
             jobs += self._claim(asker, request, len(jobs) - len(request.jobs))
@@ -208,8 +220,10 @@ class Sync:
             jobs, superseded = self._wait(asker, request, jobs)
         elif current:
             self._wakeups.supersede(key, request.order)
-        epoch = identity(self._store.paths)[1]
         return {"epoch": epoch, "now": utc_now(), "superseded": superseded, "jobs": jobs}
+
+    def _told_of(self, asker: Asker, request: Request) -> list[dict[str, Any]]:
+        return [self._tell(asker, request, held) for held in request.jobs]
 
     def _within_site(self, request: Request) -> Request:
         """Return the request as its site allows: a disabled site brings home what it has and gets nothing new."""
@@ -243,7 +257,7 @@ class Sync:
                 waiter.superseded = left > 0
                 break
             # What came between the first look and the registration, or in the tick of a look, is found by looking again.
-            jobs = [self._tell(asker, request, held) for held in request.jobs] + self._claim(asker, request, 0)
+            jobs = self._told_of(asker, request) + self._claim(asker, request, 0)
             if not _worth_telling(request, jobs):
                 waiter.wait(min(left, RECHECK_S))
         return jobs
@@ -358,6 +372,8 @@ class Sync:
     def _judge(self, state: JobState, held: Held, order: tuple[int, int]) -> dict[str, Any]:
         if state.state in FINAL:
             return _told(state, self._after_end(state, held))
+        if state.state == State.CLAIMED and held.state in _STARTED:  # restored to before the start
+            state = self._store.start(state.id, held.run_id, by=state.agent, order=order)
         if state.state == State.CLAIMED and not held.ready:
             return _told(state, "fetch")
         if held.state == "returning" and state.state == State.RUNNING:
