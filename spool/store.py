@@ -8,27 +8,27 @@ a job that cannot be read is moved to `corrupt/` and never stops the others.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 from spool import journal, jsonio, log
+from spool.attempts import set_attempt_aside
 from spool.clock import Clock
 from spool.creation import open_spool
 from spool.errors import Conflict, NotFound, SpoolError, StaleRun, is_no_space
-from spool.files import append_line, fsync_dir, last_line, replace_file
+from spool.files import append_line, replace_file
+from spool.history import clip, complete_history
 from spool.instants import to_epoch, utc_now
 from spool.jobs import Jobs
 from spool.locks import JobLocks
 from spool.names import check_id, new_id
-from spool.paths import JobPaths, SpoolPaths
+from spool.paths import SpoolPaths
 from spool.queue import Entry, Queue, make_key
 from spool.records import HistoryEntry, JobState
 from spool.states import FINAL, WITH_SITE, Reason, State, check_transition
 
-MAX_WHY = 2000
 Listener = Callable[[JobState], None]
 
 
@@ -362,11 +362,6 @@ class Store(Jobs):
             return self._to_queue(state, by=by, why="requeue", attempt=state.attempt + 1, exit_code=None, **cleared)
 
 
-def clip(text: str) -> str:
-    """Return `text` cut to what a line of the history takes."""
-    return text if len(text) <= MAX_WHY else text[: MAX_WHY - 4] + " ..."
-
-
 def check_run(state: JobState, run_id: str) -> None:
     """Raise `StaleRun` unless `run_id` is the job's current run: the fence that keeps late results apart."""
     if not run_id or state.run_id != run_id:
@@ -374,30 +369,3 @@ def check_run(state: JobState, run_id: str) -> None:
             f"run {run_id} of job {state.id} is not its current one (the job is {state.state}, attempt {state.attempt})",
             hint="the run was given up or replaced; its results are not merged",
         )
-
-
-def complete_history(paths: JobPaths, state: JobState) -> None:
-    """Append the history line of `state` if a crash kept it from being written."""
-    if state.last is None:
-        return
-    wanted = jsonio.dumps_line(state.last.encode())
-    if last_line(paths.history) + b"\n" != wanted:
-        append_line(paths.history, wanted)
-
-
-def set_attempt_aside(paths: JobPaths, attempt: int) -> None:
-    """Move what an attempt left to `attempts/N/`. Safe to repeat: what has moved already is not there any more.
-
-    A late chunk may have made `incoming/` again after a crash; it is kept as well, with a "+" behind its name.
-    """
-    aside = paths.attempt(attempt)
-    os.makedirs(aside, 0o770, exist_ok=True)
-    for name in JobPaths.OF_AN_ATTEMPT:
-        target = aside / name
-        while target.exists():
-            target = target.with_name(target.name + "+")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(paths.folder / name, target)
-    fsync_dir(aside)
-    fsync_dir(paths.attempts)
-    fsync_dir(paths.folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spool import jsonio, log
+from spool.attempts import set_attempt_aside
 from spool.errors import ConfigError, InvalidRecord, SpoolError
 from spool.fields import Fields
 from spool.files import append_line, fsync_dir, read_record, replace_file
@@ -24,7 +25,6 @@ from spool.names import is_id
 from spool.paths import JobPaths
 from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState, Result
 from spool.states import FINAL, State, check_transition
-from spool.store import set_attempt_aside
 
 
 class Base:

@@ -14,7 +14,7 @@ from spool.config import LiveConfig
 from spool.files import free_bytes
 from spool.room import why_no_room
 from spool.server.auth import Auth
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.server.v1 import answer
 from spool.states import State
 from spool.store import Store

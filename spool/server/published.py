@@ -38,10 +38,10 @@ from spool.scratch import scratch
 from spool.server import files
 from spool.server.auth import Asker, Auth
 from spool.server.bodies import SMALL_BYTES
+from spool.server.contacts import Contacts
 from spool.server.envelope import Told, as_json, check_path, errors, in_envelope, need, parameter, streamed, word
 from spool.server.pollers import Pollers, poller_name
 from spool.server.published_forms import calc_of, is_input, is_result, job_of, known_of, results_of, results_sent
-from spool.server.sync import Contacts
 from spool.states import State
 from spool.store import Store
 from spool.streams import read_document

@@ -13,7 +13,7 @@ from spool.errors import NotFound, SpoolError
 from spool.published import VIA, is_poller
 from spool.records import JobState
 from spool.scratch import sweep
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.states import Reason, State
 from spool.store import Store
 

@@ -11,7 +11,7 @@ from typing import Any
 from server.spools import AGENT, SITE, USER
 from spool.config import LiveConfig
 from spool.server.app import build, token_file
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.server.tokens import TokenFile
 from spool.server.wakeups import Wakeups
 from spool.store import Store

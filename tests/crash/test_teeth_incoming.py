@@ -20,7 +20,8 @@ from spool.files import append_line
 from spool.incoming import Incoming
 from spool.names import new_id
 from spool.results import accept
-from spool.server.sync import Contacts, Sync
+from spool.server.contacts import Contacts
+from spool.server.sync import Sync
 from spool.server.tokens import TokenFile
 from spool.server.wakeups import Wakeups
 from spool.ssh import trip

@@ -20,7 +20,7 @@ from spool.names import new_id
 from spool.records import Job
 from spool.registering import publish_new
 from spool.scratch import sweep
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.server.upkeep import Upkeep
 from spool.staging import Staging
 from spool.states import State

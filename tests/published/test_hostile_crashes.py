@@ -21,7 +21,7 @@ from server.crashing import each_crash
 from spool.config import LiveConfig
 from spool.scratch import sweep
 from spool.server.app import build, token_file
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.server.wakeups import Wakeups
 from spool.store import Store
 

@@ -17,8 +17,8 @@ from server.spools import config, new_store, quick_job
 from spool.config import LiveConfig
 from spool.published import MAX_BODY_BYTES
 from spool.records import FileEntry, Job, JobState
+from spool.server.contacts import Contacts
 from spool.server.published_forms import why_not_for_a_poller
-from spool.server.sync import Contacts
 from spool.server.upkeep import Upkeep
 from spool.states import State
 
