@@ -1,4 +1,4 @@
-"""What an attempt leaves behind when the job is queued once more (docs/format.md, "attempts/")."""
+"""What an attempt leaves behind when the job is queued once more (docs/format.md, "The job folder")."""
 
 from __future__ import annotations
 
