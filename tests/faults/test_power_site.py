@@ -26,7 +26,7 @@ CUTS = 40 if EXHAUSTIVE else 4
 KINDS = ["ext4", "xfs"]
 AT_ONCE = 6
 # The results are written by an ordinary program, which syncs nothing; the counter lies on another disk.
-SCRIPT = 'echo {job} >>"{counter}"; cat 入力.dat 入力.dat >結果.dat; echo said; sleep 0.$(( $$ % 4 ))'
+SCRIPT = 'set -e; echo {job} >>"{counter}"; cat 入力.dat 入力.dat >結果.dat; echo said; sleep 0.$(( $$ % 4 ))'
 MAY_BE_LOST = {"lost"}
 
 
