@@ -80,11 +80,13 @@ class Line:
             table inet line{number} {{
                 set armed {{ type inet_service; flags dynamic; size 4096; }}
                 set sprung {{ type ipv4_addr; flags dynamic; size 16; }}
+                set never {{ type inet_service; flags dynamic; size 4096; }}
                 counter up {{ }}
                 counter down {{ }}
                 chain fault {{ }}
                 chain forward {{
                     type filter hook forward priority 0;
+                    iifname "{self._port}" tcp sport @never drop
                     iifname "{self._port}" counter name up jump fault
                     oifname "{self._port}" counter name down jump fault
                 }}
@@ -109,7 +111,7 @@ class Line:
     def trap_request(self, start: str, how: str = DROP) -> None:
         """The line is cut by the company's next HTTP request that begins with `start`, which is lost. See `_match`."""
         self._fault(
-            f"iifname {self._port} {_match(start)} update @sprung {{ ip saddr }}",
+            f"iifname {self._port} {_match(start)} update @armed {{ tcp sport }} update @sprung {{ ip saddr }}",
             f"{self._address_sprung('saddr')} {how}",
             f"{self._address_sprung('daddr')} {how}",
         )
@@ -131,23 +133,26 @@ class Line:
         lines = [f"flush chain {table} fault", f"flush set {table} armed", f"flush set {table} sprung"]
         self._nft("\n".join([*lines, *(f"add rule {table} fault {rule}" for rule in rules)]))
 
-    def heal(self) -> None:
-        """Everything passes again."""
+    def heal(self, *, late: bool = True) -> None:
+        """Everything passes again; without `late` not what was sent on a trapped connection, which TCP still repeats."""
+        ports = self._elements("armed")
+        if ports and not late:
+            self._nft(f"add element inet line{self._number} never {{ {', '.join(map(str, ports))} }}")
         self._fault()
 
     @property
     def armed(self) -> bool:
         """Whether a request was seen whose answer will be lost."""
-        return self._has("armed")
+        return bool(self._elements("armed"))
 
     @property
     def sprung(self) -> bool:
         """Whether what was set by `trap_…` or `cut_after` has happened."""
-        return self._has("sprung")
+        return bool(self._elements("sprung"))
 
-    def _has(self, name: str) -> bool:
+    def _elements(self, name: str) -> list[object]:
         said = json.loads(self._router.exec("nft", "-j", "list", "set", "inet", f"line{self._number}", name))
-        return any("elem" in item.get("set", {}) for item in said["nftables"])
+        return [element for item in said["nftables"] for element in item.get("set", {}).get("elem", [])]
 
     def wait_sprung(self, deadline_s: float = 60) -> None:
         wait_until(lambda: self.sprung, deadline_s, f"the trap on line {self._number} has sprung", every_s=0.05)
