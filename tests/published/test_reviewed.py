@@ -36,6 +36,7 @@ def test_the_status_of_an_end_is_told_before_the_end(institute: Institute) -> No
     poller, submitter = institute.poller(), institute.submitter()
     job = started(institute, poller)
     assert first(submitter.status(job))["message"] == "status:none"
+    poller.request()
     poller.request()  # the job is lost: final at once
     assert first(submitter.progress(job))["message"] == "status:getting return"
     assert first(submitter.status(job))["message"] == "status:abnormal"
