@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from components.figures import tell
 from components.netns import together
 from components.netrig import NetRig
 from components.waiting import wait_until
@@ -93,4 +94,4 @@ def test_longer_than_every_lease(make_net_rig: MakeNetRig) -> None:
         "running": partial(cut_while_running, rig, given_up),
         "given up": partial(cut_longer_than_the_limit, rig, given_up),
     })  # fmt: skip
-    print("\nnetwork, leases: 3 cuts longer than claim_return_s and give_up_after_s, 3 jobs completed, one start an attempt")
+    tell("network, leases: 3 cuts longer than claim_return_s and give_up_after_s, 3 jobs completed, one start an attempt")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from components.figures import tell
 from components.netns import DROP, RESET, Line, together
 from components.netrig import NetRig
 from components.rig import Section
@@ -119,7 +120,7 @@ def test_our_agent(abroad: Abroad) -> None:
         for site, call in SITES.items()
     })  # fmt: skip
     number = len(SITES) * len(KINDS)
-    print(f"\nnetwork, published server: {len(SITES)} calls, {number} faults, {number} jobs ended, 26 started once, 2 never "
+    tell(f"network, published server: {len(SITES)} calls, {number} faults, {number} jobs ended, 26 started once, 2 never "
           "(inputs lost that are not sent twice)")  # fmt: skip
 
 
@@ -161,4 +162,4 @@ def test_their_poller(make_net_rig: MakeNetRig, monkeypatch: pytest.MonkeyPatch)
     polling = {f"poller of {site}": partial(rig.company(site).within, poller.run) for site, poller in pollers.items()}
     together({**{f"{site}, {call}": partial(lane, site, call) for site, call in SITES.items()}, **polling})
     number = len(SITES) * len(KINDS)
-    print(f"\nnetwork, published poller: {len(SITES)} calls, {number} faults, {number} jobs completed, each started once")
+    tell(f"network, published poller: {len(SITES)} calls, {number} faults, {number} jobs completed, each started once")

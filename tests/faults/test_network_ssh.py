@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from components.figures import tell
 from components.netns import DROP, RESET, together
 from components.netrig import STALL_S, NetRig
 from components.waiting import stays, wait_until
@@ -145,7 +146,7 @@ def test_cut_anywhere(make_net_rig: MakeNetRig, company_sshd: MakeCompanySshd) -
         felt[site] = push.cuts_by_bytes(site, points[lane::LANES])
 
     together({site: partial(go_through, lane, site) for lane, site in enumerate(push.sites)})
-    print(f"\nnetwork, ssh: {number * 2} cuts after 0 to {whole} bytes, {sum(felt.values())} felt, {number * 2} jobs completed, "
+    tell(f"network, ssh: {number * 2} cuts after 0 to {whole} bytes, {sum(felt.values())} felt, {number * 2} jobs completed, "
           "each started once")  # fmt: skip
     assert sum(felt.values()) > number, "most cuts must be felt, or the test shows nothing"
 
@@ -158,4 +159,4 @@ def test_each_step(make_net_rig: MakeNetRig, company_sshd: MakeCompanySshd) -> N
     push.start()
     steps = (push.before_the_connection, push.right_after_the_start, push.long_while_it_runs, push.longer_than_the_limit)
     together({step.__name__: partial(step, site) for step, site in zip(steps, push.sites)})
-    print("\nnetwork, ssh steps: connecting, start, hours of silence, given up: 6 cuts, 6 jobs completed, one start an attempt")
+    tell("network, ssh steps: connecting, start, hours of silence, given up: 6 cuts, 6 jobs completed, one start an attempt")

@@ -8,6 +8,7 @@ from typing import Callable
 
 import pytest
 
+from components.figures import tell
 from components.netns import DROP, RESET, Line, together
 from components.netrig import NetRig
 from components.waiting import wait_until
@@ -101,4 +102,4 @@ def test_each_step_is_lost_once(make_net_rig: MakeNetRig) -> None:
             meet(rig, site, step, trap, how)
 
     together({f"{site}, {step.name}": partial(go_through, site, step) for site, step in sites.items()})
-    print(f"\nnetwork, /v1: {len(STEPS)} steps, {len(STEPS) * len(KINDS)} faults, as many jobs completed, each started once")
+    tell(f"network, /v1: {len(STEPS)} steps, {len(STEPS) * len(KINDS)} faults, as many jobs completed, each started once")

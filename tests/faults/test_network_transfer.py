@@ -13,6 +13,7 @@ from typing import Callable
 
 import pytest
 
+from components.figures import tell
 from components.netns import together
 from components.netrig import STALL_S, NetRig
 from components.waiting import wait_until
@@ -113,7 +114,7 @@ def test_a_stalled_file_fails_soon_and_goes_on_where_it_was(make_ways: Callable[
         way.stall(out=True)
 
     together({way.mode: partial(both, way) for way in ways})
-    print("\nnetwork, stalled: " + "; ".join(line for way in ways for line in way.figures))
+    tell("network, stalled: " + "; ".join(line for way in ways for line in way.figures))
 
 
 @pytest.mark.slow
@@ -135,5 +136,5 @@ def test_a_narrow_line_and_one_that_loses_a_fifth(make_ways: Callable[..., list[
             ways, lines, [("2 Mbit/s", narrow, SOME)] * 2 + [("20 % lost", lossy, FEW)] * 2
         )
     })  # fmt: skip
-    print("\nnetwork, 2 Mbit/s: " + "; ".join(way.figures[0] for way in ways[:2]))
-    print("network, 20 % lost: " + "; ".join(way.figures[0] for way in ways[2:]))
+    tell("network, 2 Mbit/s: " + "; ".join(way.figures[0] for way in ways[:2]))
+    tell("network, 20 % lost: " + "; ".join(way.figures[0] for way in ways[2:]))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from components import proc
+from components.figures import tell
 from components.images import Image, image_of, image_with_snapshots
 from components.privilege import need_root
 from components.rig import Rig
@@ -96,7 +97,7 @@ def test_what_was_acknowledged_is_in_every_image(kind: str, rig: Rig, tmp_path: 
             taken = snapshots(image, load, SNAPSHOTS)
         image.unmount()
         found = losses(image, taken, tmp_path / "copy", figures)
-    print(f"\npower, snapshots of {kind}, seed {SEED}: {figures}; {dict(load.ledger.counts())}")
+    tell(f"power, snapshots of {kind}, seed {SEED}: {figures}; {dict(load.ledger.counts())}")
     assert found == [], told(found)
     assert {"finished", "requeued", "dropped", "appended", "registered"} <= set(load.ledger.counts())
 
@@ -113,7 +114,7 @@ def test_without_fsync_it_is_lost(rig: Rig, tmp_path: Path) -> None:
             taken = snapshots(image, load, 3)
         image.unmount()
         found = losses(image, taken, tmp_path / "copy", figures)
-    print(f"\npower, snapshots of ext4 without fsync, seed {SEED}: {figures}")
+    tell(f"power, snapshots of ext4 without fsync, seed {SEED}: {figures}")
     assert found, "the crash images do not show a missing fsync"
     assert not any("the spool itself" in line for line in found), "the loss is of another kind"
 
@@ -142,7 +143,7 @@ def test_after_a_power_cut_everything_goes_on(kind: str, rig: Rig, tmp_path: Pat
             assert rig.spoolctl("check").returncode == 0
             count(figures, lost(rig.spool, load.ledger.copy()), len(load.ledger.copy()))
             assert all_ended(rig.spool, load.registered()) == []
-    print(f"\npower, cuts of {kind}, seed {SEED}: {figures}; {dict(load.ledger.counts())}")
+    tell(f"power, cuts of {kind}, seed {SEED}: {figures}; {dict(load.ledger.counts())}")
 
 
 def count(figures: Figures, missing: list[str], acknowledged: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from agent.company import Company
 from components import proc
+from components.figures import tell
 from components.images import image_of
 from components.privilege import need_root
 from components.waiting import wait_until
@@ -94,7 +95,7 @@ def test_the_agents_machine(kind: str, company: Company, tmp_path: Path) -> None
             why = f"a result was made of what the power cut left: {job_id}, started {starts[str(number)]} times, {said!r}"
             assert whole, why
             assert starts[str(number)] == 1
-    print(f"\npower, cuts of an agent's {kind}, seed {SEED}: {CUTS} cuts, {len(jobs)} jobs, {dict(ends)}")
+    tell(f"power, cuts of an agent's {kind}, seed {SEED}: {CUTS} cuts, {len(jobs)} jobs, {dict(ends)}")
     assert max(starts.values()) == 1, f"started again: {starts}"
     assert set(ends) <= {"completed", "lost"}, ends
     assert ends["completed"]

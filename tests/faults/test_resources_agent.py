@@ -14,6 +14,7 @@ import pytest
 from agent.company import Company
 from agent.wire import Act, Rule, Wire, once
 from components.disks import SHORTAGES, Disk, immutable
+from components.figures import tell
 from components.process import Process
 from components.waiting import stays, wait_until
 
@@ -87,7 +88,7 @@ def full(tmp_path: Path) -> Iterator[Short]:
 @pytest.fixture(scope="module", autouse=True)
 def _figures() -> Iterator[None]:
     yield
-    print(f"\nresources, agent: {dict(FIGURES)}")
+    tell(f"resources, agent: {dict(FIGURES)}")
 
 
 def test_nothing_new_is_taken_and_nothing_is_refused(short: Short) -> None:

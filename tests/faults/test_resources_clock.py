@@ -13,6 +13,7 @@ import pytest
 
 from agent.company import Company
 from components.clocks import FakeClock
+from components.figures import tell
 from components.rig import Rig
 from components.sshd import Sshd
 from components.waiting import stays, wait_until
@@ -57,7 +58,7 @@ def clocked(tmp_path: Path) -> Iterator[Clocked]:
 @pytest.fixture(scope="module", autouse=True)
 def _figures() -> Iterator[None]:
     yield
-    print(f"\nresources, clock: {dict(FIGURES)}")
+    tell(f"resources, clock: {dict(FIGURES)}")
 
 
 def in_s(seconds: float) -> str:

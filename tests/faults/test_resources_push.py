@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from components.disks import SHORTAGES, Disk
+from components.figures import tell
 from components.process import Process
 from components.rig import Rig
 from components.sshd import Sshd
@@ -59,7 +60,7 @@ def short(request: pytest.FixtureRequest, tmp_path: Path, sshd: Sshd) -> Iterato
 @pytest.fixture(scope="module", autouse=True)
 def _figures() -> Iterator[None]:
     yield
-    print(f"\nresources, push: {dict(FIGURES)}")
+    tell(f"resources, push: {dict(FIGURES)}")
 
 
 def test_results_come_when_there_is_room(short: Short) -> None:

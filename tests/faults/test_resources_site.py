@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from components.disks import SHORTAGES, Disk
+from components.figures import tell
 from components.process import Process
 from components.rig import Rig
 from components.sshd import Sshd
@@ -54,7 +55,7 @@ def short(request: pytest.FixtureRequest, tmp_path: Path, sshd: Sshd) -> Iterato
 @pytest.fixture(scope="module", autouse=True)
 def _figures() -> Iterator[None]:
     yield
-    print(f"\nresources, site: {dict(FIGURES)}")
+    tell(f"resources, site: {dict(FIGURES)}")
 
 
 @pytest.mark.timeout(300)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from components.disks import SHORTAGES, Disk, immutable
+from components.figures import tell
 from components.waiting import wait_until
 from server.client import Service, held
 from server.spools import DECK, job_json
@@ -75,7 +76,7 @@ def short(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Short]:
 @pytest.fixture(scope="module", autouse=True)
 def _figures() -> Iterator[None]:
     yield
-    print(f"\nresources, spool: {dict(FIGURES)}")
+    tell(f"resources, spool: {dict(FIGURES)}")
 
 
 def refused(short: Short, drop: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Callable
 
 import pytest
 
+from components.figures import tell
 from components.process import Process
 from components.rig import Rig, Section
 from components.sshd import Sshd
@@ -104,7 +105,7 @@ def test_every_job_ends_once_and_is_started_once(storm: Storm, record_property: 
     ends = Counter(state["state"] for state in states.values())
     told = f"storm: {JOBS} jobs in {STORM_S:.0f} s, kills: {dict(storm.kills)}, ended: {dict(ends)}"
     record_property("figures", told)
-    print(f"\n{told}")
+    tell(f"{told}")
     starts = Counter(storm.counter.read_text().split())
     failed = [state for state in states.values() if state["state"] != "completed"]
     assert [(state["id"], state["state"], state.get("reason"), starts[state["id"]]) for state in failed] == []

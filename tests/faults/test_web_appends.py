@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import pytest
 
+from components.figures import tell
 from components.waiting import stays
 from server.client import Answer, Service
 
@@ -162,7 +163,7 @@ def test_hundreds_of_rounds_of_everything(service: Service) -> None:
     assert upload.here() == offset
     assert upload.on_disk()[:offset] == upload.data[:offset]
     upload.finish()
-    print(f"\nappends: {sum(did.values())} rounds, {dict(sorted(did.items()))}, {len(upload.data)} bytes right")
+    tell(f"appends: {sum(did.values())} rounds, {dict(sorted(did.items()))}, {len(upload.data)} bytes right")
 
 
 def misdeclared(service: Service, upload: Upload, offset: int, length: int, *, more: bool) -> None:
@@ -224,7 +225,7 @@ def test_the_server_is_killed_while_chunks_come(service: Service) -> None:
         cut_back += len(disk) > here
         acknowledged = here
     upload.finish()
-    print(f"\nappends to a killed server: {KILLS} kills, {rounds} answers heard, {cut_back} times more on disk than recorded")
+    tell(f"appends to a killed server: {KILLS} kills, {rounds} answers heard, {cut_back} times more on disk than recorded")
 
 
 @pytest.mark.slow
@@ -253,7 +254,7 @@ def test_a_repeat_after_a_requeue(service: Service) -> None:
     assert other.finish(told, {NAME: new.data}).json["state"] == "completed"
     assert (service.rig.job(name) / NAME).read_bytes() == new.data
     assert [path.stem for path in (service.rig.job(name) / "late").iterdir()] == [old["run_id"]]
-    print(f"\nappends after a requeue: {rounds} rounds of a new chunk and two old ones together")
+    tell(f"appends after a requeue: {rounds} rounds of a new chunk and two old ones together")
 
 
 @pytest.mark.slow
@@ -290,7 +291,7 @@ def test_a_requeue_in_the_middle_of_appends(service: Service) -> None:
     assert service.rig.state(name)["attempt"] == count + 1
     files = sorted(path.name for path in (service.rig.job(name) / "out").iterdir())
     assert files == [NAME.partition("/")[2]]
-    print(f"\nrequeues in the middle of appends: {count}")
+    tell(f"requeues in the middle of appends: {count}")
 
 
 @pytest.mark.slow
@@ -308,4 +309,4 @@ def test_more_bytes_while_the_result_is_accepted(service: Service) -> None:
         if status == 422:  # the stray one was first: the file is not what was announced, and is sent anew
             upload.finish()
         assert (service.rig.job(upload.told["id"]) / NAME).read_bytes() == upload.data
-    print(f"\nstray chunks at the moment of finish: {dict(ends)}")
+    tell(f"stray chunks at the moment of finish: {dict(ends)}")

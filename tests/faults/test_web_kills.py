@@ -17,6 +17,7 @@ import pytest
 from agent.company import SITE
 from agent.wire import Act, Request
 from components import proc
+from components.figures import tell
 from components.process import Process
 from components.waiting import stays, wait_until
 from faults.web import Web, call_of
@@ -80,7 +81,7 @@ def test_killed_when_the_answer_is_lost(web: Web, victim: str) -> None:
             web.start(slots=1)
         web.right(job)
         web.locally(job, "completed", deadline_s=60)
-    print(f"\nkilled {victim}: {len(points)} lost answers, each job completed in its first attempt after one start")
+    tell(f"killed {victim}: {len(points)} lost answers, each job completed in its first attempt after one start")
 
 
 @pytest.mark.slow
@@ -137,7 +138,7 @@ def test_cron_whose_passes_are_killed(web: Web) -> None:
                 web.go(job)
     for job in jobs:
         web.right(job)
-    print(f"\ncron: {passes} passes, {kills} of them killed, 2 server kills, {len(jobs)} jobs")
+    tell(f"cron: {passes} passes, {kills} of them killed, 2 server kills, {len(jobs)} jobs")
 
 
 @pytest.mark.slow

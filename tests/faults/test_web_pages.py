@@ -11,6 +11,7 @@ import pytest
 
 from agent.wire import Act, Request
 from components import proc
+from components.figures import tell
 from components.waiting import wait_until
 from faults.pages import PAGES, page
 from faults.web import CALLS, Web, call_of, job_of
@@ -74,7 +75,7 @@ def test_every_call_meets_every_page(web: Web, after: bool) -> None:
     assert "carrier_failed" not in said
     assert "Traceback" not in said
     tries = Counter(line.split("step=")[1].split()[0] for line in said.splitlines() if "event=tried_again" in line)
-    print(f"\npages, {'after' if after else 'instead of'} the server: {len(square.met)} pairs of call and page, "
+    tell(f"pages, {'after' if after else 'instead of'} the server: {len(square.met)} pairs of call and page, "
           f"{KINDS} jobs, tries again: {dict(tries)}")  # fmt: skip
 
 
@@ -107,4 +108,4 @@ def test_pages_only_for_a_while_in_every_phase(web: Web, after: bool) -> None:
     web.go(running)
     for job in (running, ending, waiting):
         web.right(job, 120)
-    print(f"\npages only: {dict(seen)}")
+    tell(f"pages only: {dict(seen)}")

@@ -13,6 +13,7 @@ import pytest
 from agent.company import SITE
 from agent.wire import Act, Request
 from components import proc
+from components.figures import tell
 from components.waiting import wait_until
 from faults.web import Web, call_of, job_of
 from spool.names import new_id
@@ -136,7 +137,7 @@ def test_every_job_ends_right(web: Web, agent: str) -> None:
     starts = {job: len(web.starts(job)) for job in (before, runs_on, ended, stopped, fetched, late_start, late_end)}
     assert set(starts.values()) == {1}, starts
     assert web.starts(refused) == []
-    print(f"\nrestored ({agent}): 10 jobs in 9 pairs of states, starts {sum(starts.values())} for {len(starts)} jobs")
+    tell(f"restored ({agent}): 10 jobs in 9 pairs of states, starts {sum(starts.values())} for {len(starts)} jobs")
 
 
 @pytest.mark.slow

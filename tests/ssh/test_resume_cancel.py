@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from components import proc
+from components.figures import tell
 from components.waiting import stays, wait_until
 from spool.errors import Conflict
 from ssh.conftest import Pushed, lines
@@ -215,6 +216,6 @@ def test_struck_while_it_is_canceled(sweep: object, record_property: object) -> 
         return (lane.folder / "plan.done").exists()
 
     met = sweep(STRIKES, hit)  # type: ignore[operator]
-    print(f"\nssh: {met} of {len(STRIKES)} strikes while a command is canceled met, each canceled once and confirmed")
+    tell(f"ssh: {met} of {len(STRIKES)} strikes while a command is canceled met, each canceled once and confirmed")
     record_property("strikes, a cancel", met)  # type: ignore[operator]
     assert met == len(STRIKES)

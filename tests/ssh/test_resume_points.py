@@ -8,6 +8,7 @@ from typing import Any, Callable
 
 import pytest
 
+from components.figures import tell
 from components.sshd import Sshd
 from ssh.conftest import lines
 from ssh.lanes import EXHAUSTIVE, Lane, lanes
@@ -68,7 +69,7 @@ def test_struck_at_each_step(sweep: Sweep, record_property: Record) -> None:
     assert sweep([0], seen) == 1
     points = all_points()
     met = sweep(points, hit)
-    print(f"\nssh: {met} of {len(points)} strikes at {len(STEPS)} steps met, each job completed, each command started once")
+    tell(f"ssh: {met} of {len(points)} strikes at {len(STEPS)} steps met, each job completed, each command started once")
     record_property("strikes, a pass of the push", met)
     assert met >= 0.9 * len(points), f"{met} of {len(points)}"
 
@@ -92,6 +93,6 @@ def test_cut_after_any_number_of_bytes(sweep: Sweep, record_property: Record) ->
     sweep([0], measure)
     points = [(way, most[way] * number // (BYTES // 2)) for way in ("up", "down") for number in range(1, BYTES // 2)]
     met = sweep(points, hit)
-    print(f"\nssh: {met} of {len(points)} cuts over {most['up']} bytes there, {most['down']} back met, each job completed once")
+    tell(f"ssh: {met} of {len(points)} cuts over {most['up']} bytes there, {most['down']} back met, each job completed once")
     record_property("cuts, a pass of the push", met)
     assert met >= 0.8 * len(points), f"{met} of {len(points)}"
