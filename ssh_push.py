@@ -271,7 +271,8 @@ class Push:
                     return
 
     def _may_try_again(self, site_name: str, exc: SpoolError | OSError, patience: Patience) -> bool:
-        if self._once and isinstance(exc, (Unreachable, CannotTell)) and patience.failures:
+        passing = isinstance(exc, (Unreachable, CannotTell, OSError)) or (isinstance(exc, SpoolError) and exc.transient)
+        if self._once and passing and patience.failures:
             self._unreachable = True
             return False
         site = self._get_config().sites.get(site_name)

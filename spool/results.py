@@ -124,6 +124,8 @@ def accept(store: Store, result: Result, *, by: str, digests: Digests | None = N
     check_run(state, result.run_id)
     if state.state in FINAL:
         return _accepted_before(store, state, result)
+    if state.state == State.CLAIMED and result.files:  # before its files are missed: none could come yet
+        raise Conflict(f"job {state.id} is claimed and takes no results yet", hint="a sync tells of its start")
     paths = store.paths.job(result.id)
     incoming = Incoming(paths.incoming_of(result.run_id), digests)
     with incoming.closed():  # a stray chunk must not change what was verified

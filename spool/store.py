@@ -135,6 +135,7 @@ class Store(Jobs):
                 self._tell_not_claimed(entry.job_id, site, exc)
                 continue
             if state is not None:
+                self._not_claimed.clear()  # a disk that is full again is told of again
                 claimed.append(state)
             if len(claimed) >= room:
                 break

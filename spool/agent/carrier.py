@@ -19,7 +19,7 @@ from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import LocalJob
 from spool.agent.protocol import JobClient
-from spool.agent.troubles import hint_for, is_tried_again, may_pass, said
+from spool.agent.troubles import Left, hint_for, is_tried_again, may_pass, said
 from spool.errors import (
     Conflict,
     DigestMismatch,
@@ -47,10 +47,6 @@ MOST_TRIES = 4
 RUNNER_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 T = TypeVar("T")
-
-
-class Left(Exception):
-    """The agent is stopping: the job stays as it is, for the next start."""
 
 
 class Carrier:
@@ -92,6 +88,11 @@ class Carrier:
             self._news.set()
         return news
 
+    def forget(self) -> None:
+        """End a kept run, whose thread has ended: MInt has kept its record, and takes nothing else of it."""
+        self._close(State.CANCELED, "MInt keeps the record of this run, and takes nothing else of it")
+        self.kept, self.done = False, True
+
     def leave(self) -> None:
         """Have the thread end soon, leaving the job (and a running command) as it is."""
         self._leave.set()
@@ -118,6 +119,7 @@ class Carrier:
                 log.info("left", job=self.local.state.id, state=self.local.state.state)
                 return
             except (UnknownRun, NotFound) as exc:
+                self._tell_late()
                 log.error("kept", job=self.local.state.id, run=self.local.state.run_id, state=self.local.state.state, why=exc,
                           hint="MInt has forgotten it (a restore?); the folder stays, MInt's operator decides")  # fmt: skip
                 self.kept = True
@@ -223,12 +225,15 @@ class Carrier:
         exit_file = self.local.paths.run / "exit"
         while True:
             if exit_file.exists() or time.monotonic() >= next_status:
-                status = self._ask_runner()
+                status = self._ask_runner(self._status)
                 if status is not None and status.is_over:
                     return status
                 next_status = time.monotonic() + STATUS_EVERY_S
             if self._wanted in ("cancel", "forget"):
-                return self._canceled()
+                canceled = self._ask_runner(self._canceled)
+                if canceled is not None:
+                    return canceled
+                continue
             if time.monotonic() >= next_log:
                 self._stream_log()
                 next_log = time.monotonic() + LOG_EVERY_S
@@ -236,10 +241,10 @@ class Carrier:
             self._pause(look_s)
             look_s = min(LAST_LOOK_S, look_s * 1.3)
 
-    def _ask_runner(self) -> RunStatus | None:
+    def _ask_runner(self, ask: Callable[[], RunStatus]) -> RunStatus | None:
         """Return where the run stands, or None where the runner could not tell; raise only after several such in a row."""
         try:
-            status = self._status()
+            status = ask()
         except (OSError, ValueError, subprocess.CalledProcessError) as exc:
             self._hiccups += 1
             self._warn("runner_failed", exc, times=self._hiccups)
@@ -331,10 +336,9 @@ class Carrier:
             log.info("takes_no_more", job=result.id, run=result.run_id)
 
     def _tell_late(self) -> None:
-        """Have MInt keep the record of a measured result that it does not take any more."""
-        result = self.local.result()
-        if result is not None:
-            with contextlib.suppress(SpoolError):
+        """Have MInt keep the record of a measured result that it does not take, where it can be read."""
+        with contextlib.suppress(SpoolError, OSError):
+            if (result := self.local.result()) is not None:
                 self._client.finish(result)
 
     def _close(self, target: State, why: str) -> None:

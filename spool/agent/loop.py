@@ -185,6 +185,9 @@ class Agent:
         with self._lock:
             carrier = self._carriers.get(job_id)
         if carrier is not None and carrier.local.state.run_id == run_id:
+            if carrier.kept and carrier.idle and want == "forget" and carrier.local.state.state == State.RETURNING:
+                carrier.forget()
+                return True
             if carrier.kept and carrier.idle and want != "keep":  # MInt knows it again
                 carrier = self._carry(carrier.local)
             return carrier.tell(want)

@@ -12,6 +12,10 @@ from spool.room import try_to_write
 _SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
 
 
+class Left(Exception):
+    """The agent is stopping: the job stays as it is, for the next start."""
+
+
 def said(exc: Exception) -> str:
     """Return what went wrong in words: the runner's own line where it was the runner."""
     if isinstance(exc, subprocess.CalledProcessError) and exc.stderr:

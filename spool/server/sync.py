@@ -170,7 +170,9 @@ class Sync:
                 if adopted is None:
                     return self._tell_other_run(request, held, state)
                 state = adopted
-            return self._judge(state, held, request.order)
+            told = self._judge(state, held, request.order)
+            self._put_off.pop(held.id, None)
+            return told
         except (StaleRun, Conflict):  # it changed under our hands: the next sync tells
             return _told(state, "run")
         except (SpoolError, OSError) as exc:

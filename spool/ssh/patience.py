@@ -30,6 +30,7 @@ class Patience:
         self._store = store
         self._job_id = job_id
         self._began_at = time.monotonic()
+        self._failed_at = self._began_at
         self._troubles = 0
         self.failures = 0
 
@@ -37,8 +38,12 @@ class Patience:
         """Judge what went wrong: True where the job has ended by it, False where it is to be tried again."""
         told = from_os_error(exc, "here") if isinstance(exc, OSError) else exc
         log.warning("trouble", job=self._job_id, why=exc, hint=told.hint)
-        state = self._store.state(self._job_id)
         if isinstance(exc, CannotTell):
+            return False
+        try:
+            state = self._store.state(self._job_id)
+        except OSError as failed:  # no descriptor is left, say
+            log.warning("trouble", job=self._job_id, why=failed, hint=from_os_error(failed, "here").hint)
             return False
         if isinstance(exc, SiteTrouble):
             return self._exhausted() and self._fail(state, exc.reason, exc)
@@ -55,6 +60,9 @@ class Patience:
     def wait(self, site: Site, connection: Connection, exc: SpoolError | OSError, stop: threading.Event) -> bool:
         """Wait for the next try, shorter where another job got through; False where there is none: stopped, or given up."""
         silent, failed_at = isinstance(exc, Unreachable), time.monotonic()
+        if silent and connection.contact_at > self._failed_at:
+            self.failures = 0  # the line was back meanwhile
+        self._failed_at = failed_at
         limit_s = self._store.job(self._job_id).give_up_after_s or site.give_up_after_s
         if isinstance(exc, CannotTell) and exc.since_s > (limit_s or BLIND_S):
             state = self._store.state(self._job_id)

@@ -22,7 +22,7 @@ from spool.runner import RunStatus, parse_status, parse_sums
 from spool.ssh.connection import NO_SPACE_HINT, Connection, Done, SiteTrouble, says_no_space
 from spool.states import Reason
 
-_NO_RUNNER, _GONE, _UNSEEN = 86, 87, 88
+_NO_RUNNER, _GONE, _UNSEEN, _UNREAD = 86, 87, 88, 89
 _ENTERED = re.compile(r"([0-9a-f-]{36}) ([0-9a-f-]{36})?\n")
 
 # Shells do not all say why a write failed, nor in which language: at a failure a copy is tried, whose words are known.
@@ -92,7 +92,8 @@ fi
 mkdir -p "$dir/in" "$dir/log" && printf '%s \n' "$disk"
 """
 
-# Gone (87) is what the disk itself says; where it cannot be asked (88), or is another one, the folder may come back.
+# Gone (87) is what the disk itself says; where it cannot be asked or is another one (88), or the folder cannot be read (89), it
+# may come back.
 _VERB = _ROOM + r"""
 base=$1 dir=$1/$2 id=$2 run=$3 runner=$4 disk=$5 verb=$6 old= here=
 shift 6
@@ -107,10 +108,10 @@ fi
 if [ -n "$disk" ]; then [ "$here" = "$disk" ] || exit 88; else [ -d "$base/.mint-spool" ] || exit 88; fi
 [ -z "$old" ] || exit 87
 if [ -d "$dir" ]; then
-    names=$(ls -A "$dir") || exit 88
-    [ ! -s "$dir/run_id" ] || exit 88
+    names=$(ls -A "$dir") || exit 89
+    [ ! -s "$dir/run_id" ] || exit 89
 else
-    for name in $(ls "$base" || echo "$id"); do [ "$name" != "$id" ] || exit 88; done
+    for name in $(ls "$base" || echo "$id"); do [ "$name" != "$id" ] || exit 89; done
 fi
 exit 87
 """
@@ -260,18 +261,26 @@ class AtSite:
             self.install_runner()
             done = self.connection.run(_sh(_VERB, *words), long=long)
         if done.code == _UNSEEN:
-            what = f"{self.folder} cannot be seen: {self.base} is gone, unreadable or on another disk"
-            said = _said(done)
-            raise CannotTell(f"{what}: {said}" if said else what, since_s=self._blind_for_s(), hint="is its file system mounted?")
+            what = f"{self.folder} cannot be seen: {self.base} is gone or on another disk"
+            since_s = self._blind_for_s(self.base)
+            raise CannotTell(_with(what, done), since_s=since_s, hint="is its file system mounted?")
+        if done.code == _UNREAD:
+            what = f"{self.folder} cannot be read"
+            raise CannotTell(_with(what, done), since_s=self._blind_for_s(), hint="look at its owner and mode at the site")
         if done.code == _GONE:
             raise FolderGone(f"the folder {self.folder} of this run is gone at the site", hint="requeue the job, or ask the site")
         self._check(done, f"{verb} in {self.folder}", "the message names what to do at the site", reason)
         return done.out
 
-    def _blind_for_s(self) -> float:
-        """Return for how many seconds it could not be told how this run stands, from the first such answer on."""
+    def _blind_for_s(self, base: str = "") -> float:
+        """Return for how many seconds it could not be told how this run stands, from the first such answer on.
+
+        `base` is given where it is that which cannot be seen: nothing new goes there until then.
+        """
         now = time.monotonic()
-        return now - self.connection.blind.setdefault(self.job_id, (self.base, now))[1]
+        _, since = self.connection.blind.get(self.job_id, ("", now))
+        self.connection.blind[self.job_id] = (base, since)
+        return now - since
 
     def forget_blindness(self) -> None:
         """The run was seen, or is over."""
@@ -283,6 +292,11 @@ class AtSite:
             if says_no_space(done.err):
                 raise NoSpace(f"site {self.connection.site.name}: {what}: {said}", hint=NO_SPACE_HINT)
             raise SiteTrouble(f"site {self.connection.site.name}: {what}: {said}", hint=hint, reason=reason)
+
+
+def _with(what: str, done: Done) -> str:
+    said = _said(done)
+    return f"{what}: {said}" if said else what
 
 
 def _said(done: Done) -> str:

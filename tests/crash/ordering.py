@@ -89,7 +89,7 @@ class Order:
 
     def _named(self, path: str) -> None:
         parent, _, name = path.rpartition("/")
-        if path not in self._there and not _TEMPORARY.fullmatch(name):
+        if path not in self._there and name != "lock" and not _TEMPORARY.fullmatch(name):
             self._folders.setdefault(parent, path)
 
     def _rename(self, source: str, target: str) -> None:

@@ -231,7 +231,9 @@ def test_a_run_that_has_ended_here_is_not_taken_up_again(agent: tuple[Agent, lis
 
 def test_every_start_is_counted(tmp_path: Path) -> None:
     """The server orders the syncs of an agent by it, and knows a copy by it."""
-    found = [Base(tmp_path / "base").open() for _ in range(3)]
+    base = Base(tmp_path / "base")
+    base.open()
+    found = [base.identity() for _ in range(3)]
     assert [generation for _, generation in found] == [1, 2, 3]
     assert len({name for name, _ in found}) == 1
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -25,7 +25,7 @@ from spool.records import JobState
 from spool.runner import RunStatus, write_run
 from spool.ssh import transfer
 from spool.ssh.connection import Done, SiteTrouble
-from spool.ssh.site import AtSite
+from spool.ssh.site import AtSite, CannotTell
 from spool.ssh.trip import AGENT, Trip
 from spool.states import State
 from spool.store import Store
@@ -38,6 +38,7 @@ class Here:
         self.site = SimpleNamespace(name="こちら")
         self.path = os.environ["PATH"]
         self.inherited: list[Sequence[int]] = []
+        self.blind: dict[str, tuple[str, float]] = {}
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", long: bool = False) -> Done:
         env = {**os.environ, "PATH": self.path}
@@ -87,10 +88,11 @@ def begun(there: AtSite, script: str) -> Path:
 @pytest.mark.slow
 def test_a_new_run_stops_the_former_command(run_of: Any) -> None:
     """Two commands of one job would write at once."""
-    folder = begun(run_of(), "echo $$ >pid; exec sleep 300")
+    former = run_of()
+    folder = begun(former, "echo $$ >pid; exec sleep 300")
     wait_until((folder / "work" / "pid").exists, 30, "the command runs")
     pid = int((folder / "work" / "pid").read_text() or 0)
-    run_of().enter()
+    run_of().enter([former.run_id])
     assert not proc.alive(pid)
     assert not (folder / "work").exists()
 
@@ -99,15 +101,16 @@ def test_a_new_run_stops_the_former_command(run_of: Any) -> None:
 @pytest.mark.parametrize("cut", range(1, 8))
 def test_entering_cut_anywhere_is_made_good(run_of: Any, here: Here, tmp_path: Path, cut: int) -> None:
     """Until all of the former run is out of the way, the folder is not the new run's."""
-    folder = begun(run_of(), "echo old >old.dat")
+    former = run_of()
+    folder = begun(former, "echo old >old.dat")
     wait_until((folder / "run" / "exit").exists, 30, "the command has ended")
     there = run_of()
     stubs = Stubs(tmp_path / "bin", "mv", fails_at=cut)
     here.path = stubs.path
     with contextlib.suppress(SiteTrouble):  # with few moves to make none fails
-        there.enter()
+        there.enter([former.run_id])
     here.path = os.environ["PATH"]
-    there.enter()
+    there.enter([former.run_id])
     assert not (folder / "work").exists()
     assert there.status().word == "new"
     assert len(list(folder.glob("attempts/*/work/old.dat"))) == 1
@@ -136,6 +139,25 @@ def test_a_run_that_is_over_marks_no_other_runs_folder(run_of: Any, keep_days: i
     assert not (Path(now.folder) / "delivered").exists()
 
 
+def test_one_folder_that_cannot_be_read_keeps_no_other_job_away(run_of: Any, here: Here, tmp_path: Path) -> None:
+    """Only where the base itself cannot be seen, nothing new goes there: it might be the bare mount point."""
+    there, connection = run_of(), cast("Any", here)
+    there.enter()
+    other = AtSite(connection, str(tmp_path / "base"), new_id(), new_id())
+    run_id = Path(there.folder) / "run_id"
+    run_id.unlink()
+    (run_id / "x").mkdir(parents=True)
+    with pytest.raises(CannotTell, match="cannot be read"):
+        there.status()
+    assert other.enter() == ""
+    os.rename(tmp_path / "base" / ".mint-spool", tmp_path / "elsewhere")
+    with pytest.raises(CannotTell, match="gone or on another disk"):
+        there.status()
+    os.rename(tmp_path / "elsewhere", tmp_path / "base" / ".mint-spool")
+    with pytest.raises(CannotTell, match="nothing new goes to"):
+        other.enter()
+
+
 def test_a_damaged_runner_is_sent_again(run_of: Any) -> None:
     there = run_of()
     there.enter()
@@ -155,7 +177,7 @@ class Site:
 
     def __init__(self, store: Store, state: JobState) -> None:
         self.store, self.job_id, self.run_id = store, state.id, state.run_id
-        self.folder = "/nowhere"
+        self.folder, self.base, self.disk = "/nowhere", "/", ""
         self.connection = Here()
         self.at_start = ""
         self.word = "new"
@@ -176,6 +198,9 @@ class Site:
         return ({"場.dat": digest} if folder == "work" else {"stdout.txt": digest}), []
 
     def delivered(self, spool_id: str, keep_days: int) -> None:
+        pass
+
+    def forget_blindness(self) -> None:
         pass
 
 
@@ -209,7 +234,7 @@ def test_a_run_keeps_its_base(trip: Trip) -> None:
 
 def test_permission_is_durable_before_the_site_is_told_to_start(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a crash between the two would start it once more, at another site or in a folder that was cleaned."""
-    monkeypatch.setattr(ssh_push, "send", lambda trip: None)
+    monkeypatch.setattr(ssh_push, "send", lambda trip: True)
     monkeypatch.setattr(transfer, "fetch_outputs", lambda *args, **more: arrive(trip))
     monkeypatch.setattr(transfer, "fetch_logs", lambda *args, **more: None)
     ssh_push.carry(trip, "x")

@@ -127,6 +127,7 @@ def test_a_recorded_end_speaks_of_whole_results(kind: str, tmp_path: Path) -> No
         runner.prepare(job)
         runner.start(job)
         wait_until((job / "run" / "exit").exists, 60, "the end is recorded", every_s=0.001)
+        wait_until(lambda: not working_for(image.mount_point), 60, "the record is durable and its writer gone", every_s=0.001)
         image.cut(lambda: working_for(image.mount_point))
         assert runner.status(job).word == "exited"
         assert (job / "work" / "d" / "結果.dat").read_bytes() == noise(300_000, "deck") * 2
