@@ -59,10 +59,12 @@ class _Adapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs, socket_options=self._options)
+        parent: Any = super()  # types-requests for Python 3.9 does not know it
+        parent.init_poolmanager(*args, **kwargs, socket_options=self._options)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, **kwargs, socket_options=self._options)
+        parent: Any = super()
+        return parent.proxy_manager_for(proxy, **kwargs, socket_options=self._options)
 
 
 class Connection:
