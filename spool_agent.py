@@ -51,9 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         config = arguments.configure(args, program)
         log.setup(config.agent["log"], debug=args.debug)
         base = Base(config.base)
-        identity = base.open()
+        base.open()
         with base.lock():
-            return _work(config, args, base, identity)
+            return _work(config, args, base, base.identity())
     except Busy:
         print(f"spool_agent.py: another agent works in {config.base}\n  stop it first, or set another base", file=sys.stderr)
         return EXIT_TRY_LATER

@@ -33,7 +33,7 @@ from spool.errors import ConfigError, SpoolError
 from spool.opening import open_store
 from spool.server.app import build, token_file
 from spool.server.bodies import Limits, channel_class
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.server.upkeep import Upkeep
 from spool.server.wakeups import Wakeups
 from spool.store import Store

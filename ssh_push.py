@@ -12,34 +12,32 @@ in the job's folder at the site: killing it at any moment loses nothing, and sta
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 
 from spool import __version__, log
 from spool.config import LiveConfig, Site, SpoolConfig, find_config
 from spool.creation import SPOOL_UMASK, identity
 from spool.drops import Drops, may_accept
-from spool.errors import Busy, ConfigError, Conflict, DigestMismatch, NotFound, SpoolError, StaleRun, TransferFailed, Unreachable
+from spool.errors import Conflict, DigestMismatch, NotFound, SpoolError, StaleRun, TransferFailed, Unreachable
 from spool.files import sync_tree
 from spool.manifest import hash_files
-from spool.names import is_id
 from spool.opening import open_store
 from spool.records import FileEntry, JobState
 from spool.results import Outputs, accept, judge
 from spool.runner import RunStatus, write_run
-from spool.ssh import authorize, check, solver_log, transfer
+from spool.ssh import solver_log, transfer
+from spool.ssh.arguments import ask, parse
 from spool.ssh.chosen import ChosenQueue
 from spool.ssh.command import argv_of, env_of
-from spool.ssh.connection import Connections, Stopped
+from spool.ssh.connection import Connections, SiteTrouble, Stopped
 from spool.ssh.only import the_only_push
 from spool.ssh.patience import Patience
-from spool.ssh.site import FolderGone
+from spool.ssh.site import CannotTell, FolderGone
 from spool.ssh.trip import AGENT, NoLongerOurs, Trip, forget
 from spool.ssh.upkeep import Upkeep
 from spool.states import FINAL, WITH_SITE, State
@@ -47,6 +45,7 @@ from spool.store import Store
 
 EXIT_FAILED, EXIT_USAGE, EXIT_LATER, EXIT_CONFIG = 1, 2, 75, 78
 ROUND_S = 0.05
+AFTER_FAILURE_S = 2.0
 REST_S = 30.0
 FETCH_TRIES = 3
 POLL_S = (0.1, 10.0)
@@ -59,8 +58,7 @@ Logs = tuple[FileEntry, ...]
 def carry(trip: Trip, spool_id: str) -> None:
     """All steps that the job still has before it. Safe to repeat, which is what a restart and a retry do."""
     try:
-        if trip.state().state == State.CLAIMED:
-            send(trip)
+        if trip.state().state == State.CLAIMED and send(trip):
             trip.there.prepare()
             trip.store.start(trip.there.job_id, trip.there.run_id, by=AGENT)  # durable before the command is
         bring_back(trip, watch(trip))
@@ -70,31 +68,39 @@ def carry(trip: Trip, spool_id: str) -> None:
         trip.mark_if_over(spool_id)
 
 
-def send(trip: Trip) -> None:
-    """Bring inputs and command line to the site, and see that they arrived as they were frozen."""
+def send(trip: Trip) -> bool:
+    """Bring inputs and command line to the site, and see that they arrived as they were frozen; False: it is started already."""
     state, job = trip.state(), trip.job
     write_run(trip.paths.folder, argv_of(job, trip.site), env_of(job, trip.site, state), wall_time_s=job.wall_time_s)
-    trip.there.enter()
-    for again in (False, True):
-        transfer.send(trip.paths, trip.there, checksum=again)
-        wrong = transfer.wrong_inputs(state.inputs, trip.there.sums("in")[0])
-        if not wrong:
-            return
-        log.warning("inputs_differ", job=state.id, files=" ".join(wrong[:5]))
-    changed = transfer.changed_here(trip.paths, state.inputs)
-    where = f"changed or gone at MInt since it was accepted: {', '.join(changed[:5])}" if changed else ", ".join(wrong[:5])
-    raise TransferFailed(f"{len(wrong)} inputs are not at the site as they were accepted: {where}", hint="submit it again")
+    if not trip.enter():
+        return False
+    with transfer.fetch_lock(trip.incoming, trip.pause) as lock:
+        for again in (False, True):
+            transfer.send(trip.paths, trip.there, lock, again=again)
+            wrong = transfer.wrong_inputs(state.inputs, trip.there.sums("in")[0])
+            if not wrong:
+                return True
+            log.warning("inputs_differ", job=state.id, files=" ".join(wrong[:5]))
+    what = f"{len(wrong)} inputs are not at the site as they were accepted"
+    if changed := transfer.changed_here(trip.paths, state.inputs):
+        where = f"changed or gone at MInt since it was accepted: {', '.join(changed[:5])}"
+        raise TransferFailed(f"{what}: {where}", hint="submit it again")
+    raise SiteTrouble(f"{what}: {', '.join(wrong[:5])}", hint="does something else write there?")
 
 
 def watch(trip: Trip) -> RunStatus:
     """Start the command unless it ever was, and ask until it is over; a cancel is passed on, the logs follow along."""
     began = trip.tailed_at = time.monotonic()
-    status = trip.there.status()
+    status, stopped = trip.there.status(), False
     while not status.is_over:
         if status.word == "absent":
             raise FolderGone(f"the folder {trip.there.folder} is gone at the site", hint="requeue the job")
+        if status.word != "new":
+            trip.note_started()
+        elif trip.was_started or trip.state().state == State.RETURNING:
+            raise FolderGone(f"{trip.there.folder} has lost its run: the command was started there once", hint="ask the site")
         if trip.state().cancel_requested_at:
-            status = trip.there.cancel()
+            status, stopped = trip.there.cancel(), True
         elif status.word == "new":
             status = trip.there.start()  # the runner's latch lets one start through, ever
             log.info("started", job=trip.there.job_id, run=trip.there.run_id, status=status.word)
@@ -104,6 +110,8 @@ def watch(trip: Trip) -> RunStatus:
         least, most = POLL_S
         trip.pause_unless_canceled(min(most, max(least, (time.monotonic() - began) / 10)))
         status = trip.there.status()
+    if status.cancel and not stopped:  # a line cut within the cancel may have left some of its processes
+        status = trip.there.cancel()
     return status
 
 
@@ -177,25 +185,35 @@ class Push:
         accepting = may_accept(self._store.paths)
         if not accepting:
             log.warning("not_the_owner", why="drops are accepted only by the uid that owns spool.json")
-        while accepting and self._drops.scan(self._get_config()) and (self._once or self._only):
-            if self.stop.wait(ROUND_S / 2):
-                break
+        while accepting and (self._once or self._only) and self._scan() and not self.stop.wait(ROUND_S / 2):
+            pass
         claiming = True
         while not self.stop.is_set():
             try:
                 self._round(accepting, claiming)
             except (SpoolError, OSError) as exc:
                 log.error("round_failed", why=exc)
+                self.stop.wait(AFTER_FAILURE_S)
             except Exception:  # noqa: BLE001  outermost frame: a defect, but the push goes on
                 log.error("round_failed", trace=True)
+                self.stop.wait(AFTER_FAILURE_S)
             claiming = not self._once
             if self._all_done():
                 break
             self.stop.wait(ROUND_S)
         return self._finish()
 
+    def _scan(self) -> int:
+        try:
+            return self._drops.scan(self._get_config())
+        except OSError as exc:
+            log.error("round_failed", why=exc)
+            return 0
+
     def _round(self, accepting: bool, claiming: bool) -> None:
         config = self._get_config()
+        self._store.clock.settle_s = config.server["clock_settle_s"]
+        self._store.clock.certain()  # a jump is seen when it comes
         if accepting:
             self._drops.scan(config)
         self._threads = {job_id: thread for job_id, thread in self._threads.items() if thread.is_alive()}
@@ -230,6 +248,9 @@ class Push:
         except Exception:  # noqa: BLE001  outermost frame of the thread: a defect; the other jobs go on
             log.error("carry_failed", trace=True, job=job_id)
             self._rest_until[job_id] = max(self._rest_until[job_id], time.monotonic() + REST_S)
+        finally:
+            if connection := self._connections.known(site):
+                connection.blind.pop(job_id, None)  # nobody looks for it now
 
     def _carry(self, site: str, job_id: str) -> None:
         """Carry one job, again and again while its site is silent; what else goes wrong ends it with its reason."""
@@ -250,7 +271,8 @@ class Push:
                     return
 
     def _may_try_again(self, site_name: str, exc: SpoolError | OSError, patience: Patience) -> bool:
-        if self._once and isinstance(exc, Unreachable) and patience.failures:
+        passing = isinstance(exc, (Unreachable, CannotTell, OSError)) or (isinstance(exc, SpoolError) and exc.transient)
+        if self._once and passing and patience.failures:
             self._unreachable = True
             return False
         site = self._get_config().sites.get(site_name)
@@ -331,40 +353,7 @@ def main(argv: list[str] | None = None) -> int:
             return serve(Push(store, config, args.words, args.once))
     except SpoolError as exc:
         print(f"ssh_push.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
-        return EXIT_LATER if isinstance(exc, Busy) else EXIT_CONFIG
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; wrong usage exits with 2."""
-    parser = argparse.ArgumentParser(
-        prog="ssh_push.py", description="Push the jobs of ssh sites there, have them run, fetch them back.",
-        usage="ssh_push.py --config INI [--spool DIR] [--once] [ID ...] | authorize SITE | check SITE",
-    )  # fmt: skip
-    parser.add_argument("words", nargs="*", metavar="ID", help="only these jobs; or `authorize SITE`, `check SITE`")
-    parser.add_argument("--config", type=Path, metavar="INI", help="spool.ini (default: spool.ini in the spool, if there is one)")
-    parser.add_argument("--spool", type=Path, metavar="DIR", help="the spool's folder; an empty one becomes a spool")
-    parser.add_argument("--once", action="store_true", help="one pass over what is there, then end")
-    parser.add_argument("--from", dest="source", metavar="PATTERNS", default="", help="authorize: MInt's addresses, see sshd(8)")
-    parser.add_argument("--version", action="version", version=f"mint-spool {__version__}")
-    args = parser.parse_intermixed_args(argv)
-    if args.words[:1] in (["authorize"], ["check"]):
-        if len(args.words) != 2:
-            parser.error(f"{args.words[0]} takes one site")
-    elif wrong := [word for word in args.words if not is_id(word)]:
-        parser.error(f"{wrong[0]!r} is not a job id")
-    return args
-
-
-def ask(args: argparse.Namespace, config: SpoolConfig) -> int:
-    """`authorize SITE` and `check SITE`."""
-    site = config.sites.get(args.words[1])
-    if site is None or site.mode != "ssh":
-        known = " ".join(name for name, item in config.sites.items() if item.mode == "ssh") or "none"
-        raise ConfigError(f"{args.words[1]!r} is not a site with mode = ssh", hint=f"those are: {known}")
-    if args.words[0] == "check":
-        return 0 if check.report(site) else EXIT_FAILED
-    print(authorize.line(site, args.source))
-    return 0
+        return EXIT_LATER if exc.transient else EXIT_CONFIG
 
 
 def serve(push: Push) -> int:

@@ -48,6 +48,10 @@ SERVER = Section(
             "64M",
         ),
         Option("claim_return_s", o.seconds(1, 86400), 600.0, "seconds without contact before a claimed job is queued again"),
+        Option(
+            "clock_settle_s", o.seconds(0, 86400), 300.0,
+            "seconds that a clock which jumped forward must stand before anything expires by it",
+        ),
         Option("max_chunk", o.size_from(64 * 1024), 16 * MIB, "largest request body in bytes", "16M"),
     ),
     meaning="the server, and what all programs of the MInt side share",
@@ -94,6 +98,7 @@ SITE = Section(
             "ssh: that line; {at} {event} {id} {site} {user} {workflow} {command} {reason}",
         ),
         Option("connect_timeout_s", o.integer(1, 600), 15, "ssh: seconds to wait for a connection"),
+        Option("stall_s", o.integer(4, 3600), 60, "ssh: seconds without a sign of life after which a line counts as cut"),
         Option("keep_days", o.integer(0, 3650), 30, "ssh: days a delivered job's folder stays at the site"),
     ),
     titled=True,
@@ -123,6 +128,7 @@ class Site:
     solver_log: Path | None
     solver_log_format: str
     connect_timeout_s: int
+    stall_s: int
     keep_days: int
 
     def check_user(self, user: str) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spool import jsonio, log
+from spool.clock import Clock
 from spool.config import SpoolConfig
 from spool.errors import Busy, Duplicate, InvalidName, InvalidRecord, MissingInputs, NotFound, SpoolError
 from spool.files import beneath, fits, free_bytes, fsync_dir, read_record, replace_file, sync_tree, walk
@@ -33,6 +34,7 @@ from spool.paths import JobPaths, SpoolPaths
 from spool.queue import make_key
 from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState
 from spool.rejecting import reject
+from spool.room import why_no_room
 from spool.staging import Staging
 from spool.states import State
 from spool.store import Store
@@ -63,12 +65,12 @@ def may_accept(paths: SpoolPaths) -> bool:
     return os.stat(paths.spool_json).st_uid == os.geteuid()
 
 
-def check_against(job: Job, user: str, config: SpoolConfig) -> None:
+def check_against(job: Job, user: str, config: SpoolConfig, clock: Clock) -> None:
     """Raise unless the configuration lets `user` ask for `job`: site known and enabled, user and command on its lists."""
     site = config.site(job.site)
     site.check_user(user)
     site.check_command(job.command)
-    if job.expires_at and to_epoch(job.expires_at) <= time.time():
+    if job.expires_at and to_epoch(job.expires_at) <= clock.certain():
         raise InvalidRecord(f"expires_at {job.expires_at} has passed already", hint="set a later instant, or none")
 
 
@@ -143,13 +145,13 @@ class Drops:
         return len(self._under_way)
 
     def _has_room(self, config: SpoolConfig) -> bool:
-        free, needed = free_bytes(self._paths.root), config.server["min_free"]
-        if (free < needed) != self._disk_full:
+        why = why_no_room(self._paths.root, config.server["min_free"])
+        if bool(why) != self._disk_full:
             self._disk_full = not self._disk_full
             if self._disk_full:
-                log.error("drops_wait", why="the spool's disk is nearly full", free_bytes=free, min_free=needed)
+                log.error("drops_wait", why=why, hint="free space or inodes on the spool's disk, or remount it writable")
             else:
-                log.info("drops_go_on", free_bytes=free)
+                log.info("drops_go_on", free_bytes=free_bytes(self._paths.root))
         return not self._disk_full
 
     def _due(self, name: str) -> bool:
@@ -240,7 +242,7 @@ class Drops:
             if job.id not in ("", name):
                 raise InvalidName(f"job.json names the id {job.id}, the folder {name}", hint="leave id out, or make them equal")
             user = _user_of(job, info.st_uid if owner is None else owner, config)
-            check_against(job, user, config)
+            check_against(job, user, config, self._store.clock)
             _check_listing(list_files(folder / "in"), {item.path for item in job.inputs})
         return job, user
 

@@ -186,6 +186,7 @@ class ConfigError(SpoolError):
     code = "configuration"
 
 
+_NO_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -193,7 +194,9 @@ def from_os_error(exc: OSError, what: str) -> SpoolError:
     """Return the family's error for an `OSError` met while doing `what` (a phrase such as "writing state.json")."""
     detail = f"{what}: {exc.strerror or exc}"
     if exc.errno in _NO_SPACE:
-        return NoSpace(detail, hint="free space or inodes on the spool's disk, or remount it writable; it is tried again")
+        return NoSpace(detail, hint="free space or inodes on that disk, or remount it writable; it is tried again")
+    if exc.errno in _NO_FILES:
+        return Busy(detail, hint="raise the limit of open files (ulimit -n, LimitNOFILE=); it is tried again")
     if exc.errno in (errno.EACCES, errno.EPERM):
         return NotAllowed(detail, hint="check owner, group and mode of the folder (docs/operations.md, permissions)")
     return Busy(detail, hint="see the system's log; it is tried again")

@@ -77,8 +77,11 @@ def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> N
 
 
 def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
-    """Append one line with one write(2). A line torn by a crash is closed off first, so it spoils only itself."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, SHARED_FILE)
+    """Append one line with one write(2). A line torn by a crash is closed off first, so it spoils only itself.
+
+    `OSError` where something else than a regular file stands there: a FIFO would hold the caller, and its lock, for ever.
+    """
+    fd = _open_lines(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
@@ -86,14 +89,25 @@ def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
         write_all(fd, line)
         if durable:
             os.fsync(fd)
+            if not size:  # perhaps a new file, whose name is not durable yet
+                fsync_dir(path.parent)
     finally:
         os.close(fd)
 
 
+def _open_lines(path: Path, flags: int) -> int:
+    """Open a regular file without following a link or waiting; `OSError` for anything else."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, SHARED_FILE)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file; put the file itself there", str(path))
+    return fd
+
+
 def last_line(path: Path) -> bytes:
-    """Return the last complete line of `path` (of its last 64 KiB), or ``b""`` where there is none."""
+    """Return the last complete line of `path` (of its last 64 KiB), or ``b""`` where there is none; errors as `append_line`."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = _open_lines(path, os.O_RDONLY)
     except FileNotFoundError:
         return b""
     try:

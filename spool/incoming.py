@@ -3,7 +3,7 @@
 One `Incoming` is one folder, `incoming/RUN_ID/`: `files/` holds the bytes, `offsets/` one small record per file that is
 appended to; each append locks the very file it writes. A chunk is written at the declared offset,
 synced, and only then is the offset recorded; after a crash the file is cut back to the recorded offset. Nothing here
-counts as a result before `spool.results` has verified it.
+counts as a result before `spool.results` has verified it; `closed` keeps a stray chunk from changing what was verified.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spool import jsonio
-from spool.errors import DigestMismatch, InvalidRequest, OffsetMismatch
+from spool.errors import Busy, DigestMismatch, InvalidRequest, OffsetMismatch
 from spool.fields import Fields
 from spool.files import COPY_BYTES, fsync_dir, open_beneath, parent_beneath, read_record, remove_tree, write_all
 from spool.manifest import hash_fd
@@ -119,7 +119,7 @@ class Incoming:
         another is here, `DigestMismatch` or `InvalidRequest` where the chunk is damaged or short: nothing of it counts.
         """
         self.prepare()
-        with parent_beneath(self._offsets, name, make=True) as (parent, last), self._locked_file(name) as fd:
+        with parent_beneath(self._offsets, name, make=True) as (parent, last), self._unclosed(), self._locked_file(name) as fd:
             here = self._recorded(name, fd, parent, last)
             if offset != here:
                 raise OffsetMismatch(f"{here} bytes of {name!r} are here, not {offset}", offset=here, hint="go on from there")
@@ -148,6 +148,35 @@ class Incoming:
             here = os.fstat(fd).st_size  # 0: new, or a crash came before the record; else put whole, by rename
             _write_offset(parent, last, here)
         return here
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Take nothing while the result is judged and moved in: what is being written is waited for, the rest is `Busy`."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(FileNotFoundError):  # nothing has come
+                stack.enter_context(self._lock(fcntl.LOCK_EX))
+            yield
+
+    @contextlib.contextmanager
+    def _unclosed(self) -> Iterator[None]:
+        """Hold off `closed`; `Busy` where it came first, and where the folder went with it."""
+        busy = Busy("the run's result is being judged: nothing more is taken meanwhile", hint="ask HEAD, then go on")
+        try:
+            with self._lock(fcntl.LOCK_SH | fcntl.LOCK_NB) as fd:
+                if os.fstat(fd).st_nlink == 0:
+                    raise busy
+                yield
+        except BlockingIOError as exc:
+            raise busy from exc
+
+    @contextlib.contextmanager
+    def _lock(self, how: int) -> Iterator[int]:
+        fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
+        try:
+            fcntl.flock(fd, how)
+            yield fd
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def _locked_file(self, name: str) -> Iterator[int]:
@@ -179,8 +208,9 @@ class Incoming:
             for name, stream, size in members:
                 check_names((name, *written))
                 written[name] = self._write_aside(stream, size)
-            for name, aside in written.items():
-                self._place(name, aside)
+            with self._unclosed():
+                for name, aside in written.items():
+                    self._place(name, aside)
         finally:
             for aside in written.values():
                 with contextlib.suppress(FileNotFoundError):
@@ -305,5 +335,5 @@ def _merge(source: Path, target: Path) -> None:
         below.mkdir(mode=0o770, exist_ok=True)
         for name in names:
             os.rename(Path(path) / name, below / name)
-        fsync_dir(below)
+    sync_folders(target)  # at the end: a folder made below one that was synced before would have no durable name
     remove_tree(source)

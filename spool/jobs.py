@@ -96,7 +96,7 @@ class Jobs:
                 "at": utc_now(),
                 "id": job_id,
                 "why": why,
-                "hint": "restore the record and move the folder back to jobs/",
+                "hint": "restore the record, move the folder back to jobs/, then: spoolctl check --repair",
             }
             replace_file(folder / "reason.json", jsonio.dumps(reason))
             fsync_dir(self.paths.jobs)

@@ -124,16 +124,19 @@ def accept(store: Store, result: Result, *, by: str, digests: Digests | None = N
     check_run(state, result.run_id)
     if state.state in FINAL:
         return _accepted_before(store, state, result)
+    if state.state == State.CLAIMED and result.files:  # before its files are missed: none could come yet
+        raise Conflict(f"job {state.id} is claimed and takes no results yet", hint="a sync tells of its start")
     paths = store.paths.job(result.id)
     incoming = Incoming(paths.incoming_of(result.run_id), digests)
-    _verify(paths, incoming, result)
-    with store.locked(result.id) as state:
-        check_run(state, result.run_id)
-        if state.state in FINAL:
-            return _accepted_before(store, state, result)
-        if state.attempt != result.attempt:
-            raise InvalidRequest(f"job {state.id} is at attempt {state.attempt}, not {result.attempt}", hint="sync again")
-        ended = _move_in(store, state, paths, incoming, result, by)
+    with incoming.closed():  # a stray chunk must not change what was verified
+        _verify(paths, incoming, result)
+        with store.locked(result.id) as state:
+            check_run(state, result.run_id)
+            if state.state in FINAL:
+                return _accepted_before(store, state, result)
+            if state.attempt != result.attempt:
+                raise InvalidRequest(f"job {state.id} is at attempt {state.attempt}, not {result.attempt}", hint="sync again")
+            ended = _move_in(store, state, paths, incoming, result, by)
     remove_tree(paths.incoming)
     return ended
 
@@ -148,6 +151,8 @@ def keep_late(store: Store, result: Result, *, by: str) -> None:
         stored = store.result(result.id)
         if stored is not None and stored.run_id == result.run_id:
             return
+        if state.run_id == result.run_id and state.state not in FINAL:
+            return  # too early, not late: it is told again after the next sync
         place = paths.late / f"{result.run_id}.json"
         paths.late.mkdir(0o770, exist_ok=True)
         if place.exists():

@@ -20,7 +20,7 @@
 #             run/exit        the shell's exit status, 0..255; the command has ended when, and only when, this is here
 #             run/spawn_failed, run/wall_time_hit, run/cancel     present or not
 # Each file but the latch is replaced whole: a reader sees the old contents or the new. What decides (the latch, exit,
-# cancel) is synced before it counts.
+# cancel) is synced before it counts, and so are work/ and log/ before run/exit.
 #
 # Verbs       prepare JOBDIR              in/ copied to work/ (never by hard link), which appears complete or not at all
 #             start JOBDIR                the command is started, unless it ever was or was canceled; prints the status
@@ -460,6 +460,12 @@ stop_timer() {
     kill_group TERM "$ms_timer"
 } 2>/dev/null
 
+# Before run/exit: what the command wrote it seldom synced, and after a power cut a recorded end with empty files beside it
+# would be fetched as the result.
+sync_results() {
+    { sync -f "$ms_dir/work" || sync; } 2>/dev/null
+}
+
 supervise() {
     enter "$1"
     # Caught, not ignored: an ignored signal would be inherited by the command. Whoever ends everything with TERM still
@@ -474,6 +480,7 @@ supervise() {
     ms_code=$?
     stop_timer
     claim_launch || { log "not started: $(ls "$ms_latch")"; exit 0; }
+    sync_results
     ! spawn_failed "$ms_code" || insist spawn_failed 1
     insist finished_at "$(date +%s)"
     insist exit "$ms_code"

@@ -8,26 +8,27 @@ a job that cannot be read is moved to `corrupt/` and never stops the others.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 from spool import journal, jsonio, log
+from spool.attempts import set_attempt_aside
+from spool.clock import Clock
 from spool.creation import open_spool
-from spool.errors import Conflict, NotFound, SpoolError, StaleRun
-from spool.files import append_line, fsync_dir, last_line, replace_file
+from spool.errors import Conflict, NotFound, SpoolError, StaleRun, is_no_space
+from spool.files import append_line, replace_file
+from spool.history import clip, complete_history
 from spool.instants import to_epoch, utc_now
 from spool.jobs import Jobs
 from spool.locks import JobLocks
 from spool.names import check_id, new_id
-from spool.paths import JobPaths, SpoolPaths
+from spool.paths import SpoolPaths
 from spool.queue import Entry, Queue, make_key
 from spool.records import HistoryEntry, JobState
 from spool.states import FINAL, WITH_SITE, Reason, State, check_transition
 
-MAX_WHY = 2000
 Listener = Callable[[JobState], None]
 
 
@@ -38,6 +39,8 @@ class Store(Jobs):
         super().__init__(paths)
         self.locks = JobLocks(paths.locks)
         self.queue = Queue(paths)
+        self.clock = Clock()
+        self._not_claimed: dict[str, str] = {}
         self._listeners: list[Listener] = []
 
     @classmethod
@@ -126,13 +129,24 @@ class Store(Jobs):
             try:
                 state = self._claim_entry(site, entry, agent, order)
             except (SpoolError, OSError) as exc:  # this one waits; the others are not delayed
-                log.error("not_claimed", job=entry.job_id, site=site, why=exc)
+                if isinstance(exc, OSError) and is_no_space(exc):
+                    self._tell_not_claimed("the spool's disk", site, exc)
+                    break  # for every other as well
+                self._tell_not_claimed(entry.job_id, site, exc)
                 continue
             if state is not None:
+                self._not_claimed.clear()  # a disk that is full again is told of again
                 claimed.append(state)
             if len(claimed) >= room:
                 break
         return claimed
+
+    def _tell_not_claimed(self, job: str, site: str, exc: Exception) -> None:
+        """Say why, once: waiting syncs ask every second. Not the text of an OSError, which may name a temporary file."""
+        why = str((exc.strerror if isinstance(exc, OSError) else "") or exc)
+        if self._not_claimed.get(job) != why:
+            self._not_claimed[job] = why
+            log.error("not_claimed", job=job, site=site, why=exc)
 
     def _claim_entry(self, site: str, entry: Entry, agent: str, order: tuple[int, int]) -> JobState | None:
         with self.locks.hold(entry.job_id):
@@ -146,9 +160,13 @@ class Store(Jobs):
             return self._claim_waiting(state, agent, order)
 
     def _claim_waiting(self, state: JobState, agent: str, order: tuple[int, int]) -> JobState | None:
-        """Claim a queued job, or expire it where that is due; the caller holds the lock."""
-        if _is_due(state):
-            self._expire(state, f"expires_at {state.expires_at} has passed")
+        """Claim a queued job, or expire it where that is due; the caller holds the lock.
+
+        One that is due by a clock that has just jumped is neither: it waits until the clock has settled or is set back.
+        """
+        if state.expires_at and to_epoch(state.expires_at) <= self.clock.now():
+            if self._is_due(state):
+                self._expire(state, f"expires_at {state.expires_at} has passed")
             return None
         self.queue.add_active(state.site, agent, state.id)
         claimed = self.write(
@@ -183,6 +201,17 @@ class Store(Jobs):
             self.queue.remove(state.site, state.user, state.queue_key)
             return self.write(claimed, State.RUNNING, by=agent, why="was started before", started_at=utc_now())
 
+    def _is_due(self, state: JobState) -> bool:
+        """True where `expires_at` has passed for certain: a clock that jumped forward does not count at once."""
+        return bool(state.expires_at) and to_epoch(state.expires_at) <= self.clock.certain()
+
+    def adopt_found(self, job_id: str, run_id: str, *, by: str, instead_of: str) -> JobState:
+        """As `adopt`, for the push: it has claimed `instead_of` and then found `run_id` at the site. Atomic."""
+        with self.locked(job_id) as state:
+            check_run(state, instead_of)
+            why = "was started before (a restore?)"
+            return self.write(state, State.RUNNING, by=by, why=why, run_id=run_id, started_at=utc_now())
+
     def _expire(self, state: JobState, why: str) -> JobState:
         expired = self.write(state, State.EXPIRED, by="spool", why=why, message=why, queue_key="", ended_at=utc_now())
         self._leave_waiting(state)
@@ -202,7 +231,7 @@ class Store(Jobs):
         with self.locked(job_id) as state:
             if state.state not in (State.NEW, State.QUEUED):
                 return state
-            if unclaimed or _is_due(state):
+            if unclaimed or self._is_due(state):
                 return self._expire(state, unclaimed or f"expires_at {state.expires_at} has passed")
             return state
 
@@ -334,15 +363,6 @@ class Store(Jobs):
             return self._to_queue(state, by=by, why="requeue", attempt=state.attempt + 1, exit_code=None, **cleared)
 
 
-def _is_due(state: JobState) -> bool:
-    return bool(state.expires_at) and to_epoch(state.expires_at) <= to_epoch(utc_now())
-
-
-def clip(text: str) -> str:
-    """Return `text` cut to what a line of the history takes."""
-    return text if len(text) <= MAX_WHY else text[: MAX_WHY - 4] + " ..."
-
-
 def check_run(state: JobState, run_id: str) -> None:
     """Raise `StaleRun` unless `run_id` is the job's current run: the fence that keeps late results apart."""
     if not run_id or state.run_id != run_id:
@@ -350,30 +370,3 @@ def check_run(state: JobState, run_id: str) -> None:
             f"run {run_id} of job {state.id} is not its current one (the job is {state.state}, attempt {state.attempt})",
             hint="the run was given up or replaced; its results are not merged",
         )
-
-
-def complete_history(paths: JobPaths, state: JobState) -> None:
-    """Append the history line of `state` if a crash kept it from being written."""
-    if state.last is None:
-        return
-    wanted = jsonio.dumps_line(state.last.encode())
-    if last_line(paths.history) + b"\n" != wanted:
-        append_line(paths.history, wanted)
-
-
-def set_attempt_aside(paths: JobPaths, attempt: int) -> None:
-    """Move what an attempt left to `attempts/N/`. Safe to repeat: what has moved already is not there any more.
-
-    A late chunk may have made `incoming/` again after a crash; it is kept as well, with a "+" behind its name.
-    """
-    aside = paths.attempt(attempt)
-    os.makedirs(aside, 0o770, exist_ok=True)
-    for name in JobPaths.OF_AN_ATTEMPT:
-        target = aside / name
-        while target.exists():
-            target = target.with_name(target.name + "+")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(paths.folder / name, target)
-    fsync_dir(aside)
-    fsync_dir(paths.attempts)
-    fsync_dir(paths.folder)

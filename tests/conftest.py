@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import pytest
 
-from components import process
+from components import figures, process
 from components.nginx import NginxTls
 from components.rig import Rig
 from components.sshd import Sshd
@@ -73,6 +73,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     _forbid_skip(report)
+    report.user_properties += [("told", text) for text in figures.take()]
     if report.failed:
         report.sections += [(f"log of {name}", text) for name, text in _logs()]
     return report
@@ -85,6 +86,15 @@ def pytest_make_collect_report(
     report = yield
     _forbid_skip(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests have told or recorded as `figures`, for docs/reliability.md: with xdist their output is not seen."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "told" or (name == "figures" and report.when == "call"):
+                    terminalreporter.write_line(str(value))
 
 
 def pytest_runtest_logfinish() -> None:

@@ -99,6 +99,7 @@ def configure(args: Arguments, program: Path) -> AgentConfig:
     if args.published:
         overrides = {"site": args.site, "url": args.url, "base": Path(args.calc_base).absolute()}
         user, token = login(args.url) if args.token == LOGIN else ("", _token(args.token))
+        overrides["token_file"] = Path(args.token[1:]).expanduser().absolute() if args.token[:1] == "@" else None
     if not config.commands:
         print(f"spool_agent.py: {config.source} allows no command: every job will be refused", file=sys.stderr)
     return finish_config(config, overrides, token=token, user=_checked(user))

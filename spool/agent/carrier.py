@@ -19,19 +19,18 @@ from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import LocalJob
 from spool.agent.protocol import JobClient
-from spool.agent.troubles import may_pass, said
+from spool.agent.troubles import Left, hint_for, is_tried_again, may_pass, said
 from spool.errors import (
     Conflict,
     DigestMismatch,
     InvalidRecord,
-    NotAllowed,
     NotFound,
     Refused,
     SpoolError,
     StaleRun,
     TransferFailed,
-    Unauthorized,
     UnknownRun,
+    Unreachable,
 )
 from spool.files import replace_file
 from spool.records import CANCELED, Job, Result
@@ -45,13 +44,9 @@ STATUS_EVERY_S = 10.0
 LOG_EVERY_S = 2.0
 SEND_TRIES = 4
 MOST_TRIES = 4
-RUNNER_PAUSE_S = 2.0
+RUNNER_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 T = TypeVar("T")
-
-
-class Left(Exception):
-    """The agent is stopping: the job stays as it is, for the next start."""
 
 
 class Carrier:
@@ -93,6 +88,11 @@ class Carrier:
             self._news.set()
         return news
 
+    def forget(self) -> None:
+        """End a kept run, whose thread has ended: MInt has kept its record, and takes nothing else of it."""
+        self._close(State.CANCELED, "MInt keeps the record of this run, and takes nothing else of it")
+        self.kept, self.done = False, True
+
     def leave(self) -> None:
         """Have the thread end soon, leaving the job (and a running command) as it is."""
         self._leave.set()
@@ -119,12 +119,15 @@ class Carrier:
                 log.info("left", job=self.local.state.id, state=self.local.state.state)
                 return
             except (UnknownRun, NotFound) as exc:
+                self._tell_late()
                 log.error("kept", job=self.local.state.id, run=self.local.state.run_id, state=self.local.state.state, why=exc,
                           hint="MInt has forgotten it (a restore?); the folder stays, MInt's operator decides")  # fmt: skip
                 self.kept = True
                 return
             except (StaleRun, Conflict) as exc:
                 self._stop_command()
+                log.warning("run_given_up", job=self.local.state.id, run=self.local.state.run_id, why=exc,
+                            hint=f"nothing of it is merged at MInt; what it made stays in {self.local.paths.folder}")  # fmt: skip
                 self._tell_late()
                 self._close(State.CANCELED, f"the server gave this run up: {exc.message}")
                 self.done = True
@@ -147,7 +150,7 @@ class Carrier:
                 self._runner.cancel(self.local.paths.folder)  # takes the latch: it can never start
                 self._end_without_results(CANCELED, StaleRun("canceled before it started", hint=""))
                 return
-            self.local.advance(State.RUNNING, "may start")
+            self._again("start", lambda: self.local.advance(State.RUNNING, "may start"))
         if self.local.state.state == State.RUNNING and not self._run_to_its_end():
             return
         try:
@@ -222,12 +225,15 @@ class Carrier:
         exit_file = self.local.paths.run / "exit"
         while True:
             if exit_file.exists() or time.monotonic() >= next_status:
-                status = self._ask_runner()
+                status = self._ask_runner(self._status)
                 if status is not None and status.is_over:
                     return status
                 next_status = time.monotonic() + STATUS_EVERY_S
             if self._wanted in ("cancel", "forget"):
-                return self._canceled()
+                canceled = self._ask_runner(self._canceled)
+                if canceled is not None:
+                    return canceled
+                continue
             if time.monotonic() >= next_log:
                 self._stream_log()
                 next_log = time.monotonic() + LOG_EVERY_S
@@ -235,16 +241,16 @@ class Carrier:
             self._pause(look_s)
             look_s = min(LAST_LOOK_S, look_s * 1.3)
 
-    def _ask_runner(self) -> RunStatus | None:
+    def _ask_runner(self, ask: Callable[[], RunStatus]) -> RunStatus | None:
         """Return where the run stands, or None where the runner could not tell; raise only after several such in a row."""
         try:
-            status = self._status()
+            status = ask()
         except (OSError, ValueError, subprocess.CalledProcessError) as exc:
             self._hiccups += 1
-            log.warning("runner_failed", job=self.local.state.id, times=self._hiccups, why=said(exc))
-            if self._hiccups >= MOST_TRIES and not may_pass(exc):
+            self._warn("runner_failed", exc, times=self._hiccups)
+            if self._hiccups >= MOST_TRIES and not may_pass(exc, self.local.paths.folder):
                 raise
-            self._pause(RUNNER_PAUSE_S * self._hiccups)
+            self._pause(min(LONGEST_PAUSE_S, RUNNER_PAUSE_S * self._hiccups))
             return None
         self._hiccups = 0
         return status
@@ -315,6 +321,11 @@ class Carrier:
                 log.warning("sent_again", job=result.id, run=result.run_id, why=exc)
                 if tries == SEND_TRIES - 1:
                     raise TransferFailed(f"the results did not verify: {exc.message}", hint="look at work/ at the site") from exc
+            except Conflict as exc:
+                if not self._client.still_wants(result.id, result.run_id):
+                    raise
+                self._sync_soon()  # restored to before the start, which a sync tells it of
+                raise Unreachable(f"MInt has not heard of this run's end: {exc.message}", hint="a sync tells it") from exc
         ended = str(answer.get("state", ""))
         self._close(State(ended) if ended in State.__members__.values() else State.COMPLETED, "delivered")
 
@@ -325,10 +336,9 @@ class Carrier:
             log.info("takes_no_more", job=result.id, run=result.run_id)
 
     def _tell_late(self) -> None:
-        """Have MInt keep the record of a measured result that it does not take any more."""
-        result = self.local.result()
-        if result is not None:
-            with contextlib.suppress(SpoolError):
+        """Have MInt keep the record of a measured result that it does not take, where it can be read."""
+        with contextlib.suppress(SpoolError, OSError):
+            if (result := self.local.result()) is not None:
                 self._client.finish(result)
 
     def _close(self, target: State, why: str) -> None:
@@ -343,6 +353,8 @@ class Carrier:
         self._again("report", lambda: self._close_unrun(result))
 
     def _close_unrun(self, result: Result) -> None:
+        with contextlib.suppress(OSError):  # a folder that the command has spoiled keeps nobody
+            replace_file(self.local.paths.result, result.encode(), mode=0o600)  # to be told again after a restore at MInt
         self._client.finish(result)
         self._close(final_state(result), result.message)
 
@@ -364,21 +376,19 @@ class Carrier:
             try:
                 return step()
             except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
-                if isinstance(exc, SpoolError) and not self._passing(exc):
+                if isinstance(exc, SpoolError) and not is_tried_again(exc):
                     raise
-                if most and tries + 1 >= most and not may_pass(exc):
+                if most and tries + 1 >= most and not may_pass(exc, self.local.paths.folder):
                     raise
                 delay_s = retry_delay_s(tries, exc if isinstance(exc, SpoolError) else None)
-                log.warning("tried_again", job=self.local.state.id, step=name, in_s=f"{delay_s:.1f}", why=said(exc))
+                self._warn("tried_again", exc, step=name, in_s=f"{delay_s:.1f}")
                 tries += 1
                 self._pause(delay_s)
                 if self._wanted == "forget" and name not in ("run", "return"):
                     raise StaleRun("the server gave this run up", hint="nothing is returned") from exc
 
-    @staticmethod
-    def _passing(exc: SpoolError) -> bool:
-        # A token that does not count now may count again after an operator's word: the job waits for that.
-        return exc.transient or isinstance(exc, (Unauthorized, NotAllowed))
+    def _warn(self, event: str, exc: Exception, **more: object) -> None:
+        log.warning(event, job=self.local.state.id, **more, why=said(exc), hint=hint_for(exc, self.local.paths.folder))
 
     def _pause(self, seconds: float) -> None:
         """Wait, ending early at news; raise `Left` where the agent is stopping."""

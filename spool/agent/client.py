@@ -8,22 +8,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Callable
 from urllib.parse import quote
 
 import requests
 
 from spool import errors, jsonio
-from spool.agent.connection import MAX_RETRY_AFTER_S, READ_S, Connection, Stream, asked_to_wait, no_answer, retry_after_s
+from spool.agent.connection import MAX_RETRY_AFTER_S, READ_S, STALL_S, Connection, Stream, asked_to_wait, no_answer, retry_after_s
 from spool.errors import OffsetMismatch, SpoolError, TooManyTries, Unreachable
 from spool.records import FileEntry, JobState, Result
+from spool.states import FINAL
 
 GOODBYE_S = 5.0
 RETRY_CAP_S = 300.0
 BLOCK_BYTES = 1 << 18
 ENVELOPE_BYTES = 1 << 16
+WORDS = 80
+_MARKUP = re.compile(r"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>")
 BLOCK_AFTER_CUT_BYTES = 1 << 14  # a cut costs at most one block: small ones from the first cut on
 
 _BY_CODE: dict[str, type[SpoolError]] = {
@@ -78,8 +82,8 @@ class _Chunk:
 class Client:
     """Speaks /v1 to one server with one token. Threads may share one."""
 
-    def __init__(self, url: str, token: str, *, verify: bool | str = True) -> None:
-        self._connection = Connection(url, token, verify=verify)
+    def __init__(self, url: str, token: Callable[[], str], *, verify: bool | str = True, stall_s: int = STALL_S) -> None:
+        self._connection = Connection(url, token, verify=verify, stall_s=stall_s)
         self._block_bytes = BLOCK_BYTES
 
     @contextmanager
@@ -104,14 +108,20 @@ class Client:
         """GET the exact bytes of job.json."""
         with self._send("GET", f"/v1/jobs/{job_id}/files/job.json") as answer:
             _need(answer, "application/octet-stream")
-            return answer.content
+            data = answer.content
+            if answer.headers.get("ETag", "") != f'"sha256-{hashlib.sha256(data).hexdigest()}"':
+                raise _not_the_server(answer, "they are not the bytes of job.json")
+            return data
 
     def state(self, job_id: str) -> JobState:
         """GET the job's record, with the manifest of its inputs."""
         value = self._json("GET", f"/v1/jobs/{job_id}").get("state")
         if not isinstance(value, dict):
             raise Unreachable(f"the answer about job {job_id} holds no state", hint="is the URL that of a mint-spool server?")
-        return JobState.parse(jsonio.dumps(value))
+        try:
+            return JobState.parse(jsonio.dumps(value))
+        except errors.InvalidRecord as exc:
+            raise Unreachable(f"the answer about job {job_id} cannot be read: {exc.message}", hint="it is tried again") from exc
 
     def inputs(self, state: JobState) -> tuple[FileEntry, ...]:
         """Return the manifest of the inputs, which came with the record."""
@@ -121,8 +131,11 @@ class Client:
     def download(self, job_id: str, name: str, offset: int, sha256: str) -> Iterator[Iterator[bytes]]:
         """GET one input from `offset` on (bytes); yields its blocks. `OffsetMismatch` where it must start at 0 again."""
         headers = {"Range": f"bytes={offset}-", "If-Range": f'"sha256-{sha256}"', "Accept-Encoding": "identity"}
-        with self._send("GET", f"/v1/jobs/{job_id}/files/in/{quote(name)}", headers=headers if offset else {}) as answer:
+        path, read_s = f"/v1/jobs/{job_id}/files/in/{quote(name)}", self._connection.stall_s
+        with self._send("GET", path, headers=headers if offset else {}, read_s=read_s) as answer:
             _need(answer, "application/octet-stream")
+            if answer.headers.get("ETag", "").replace("W/", "") != f'"sha256-{sha256}"':
+                raise _not_the_server(answer, f"it is not the announced in/{name}")
             if offset and answer.status_code != 206:
                 raise OffsetMismatch(f"the server has another {name!r}", offset=0, hint="start again")
             yield self._blocks(answer)
@@ -138,7 +151,7 @@ class Client:
     def download_tar(self, job_id: str, after: str, max_bytes: int) -> Iterator[Any]:
         """GET in.tar: the inputs of at most `max_bytes` each whose names sort after `after`."""
         path = f"/v1/jobs/{job_id}/in.tar?max_bytes={max_bytes}&after={quote(after, safe='')}"
-        with self._send("GET", path, headers={"Accept-Encoding": "identity"}) as answer:
+        with self._send("GET", path, headers={"Accept-Encoding": "identity"}, read_s=self._connection.stall_s) as answer:
             _need(answer, "application/x-tar")
             yield Stream(answer.iter_content(BLOCK_BYTES))
 
@@ -168,51 +181,82 @@ class Client:
         """POST out.tar. Safe to repeat."""
         headers = {"Content-Type": "application/x-tar"}
         with self._send("POST", f"/v1/jobs/{job_id}/files/out.tar?run_id={run_id}", data=data, headers=headers) as answer:
-            _own_json(answer)
+            if not isinstance(_own_json(answer).get("files"), int):
+                raise _not_the_server(answer, "it does not say how many files were taken")
 
     def finish(self, result: Result) -> dict[str, Any]:
-        """POST the result; return the job's state. Safe to repeat."""
-        return self._json("POST", f"/v1/jobs/{result.id}/finish", data=result.encode(), read_s=600.0)
+        """POST the result; return the job's state. Safe to repeat. What does not tell the end of this run is no answer."""
+        told = self._json("POST", f"/v1/jobs/{result.id}/finish", data=result.encode(), read_s=600.0)
+        if (told.get("id"), told.get("run_id")) != (result.id, result.run_id) or told.get("state") not in FINAL:
+            why = f"the answer to finish does not tell the end of run {result.run_id}"
+            raise Unreachable(why, hint="it is asked again; is the URL that of a mint-spool server?")
+        return told
+
+    def still_wants(self, job_id: str, run_id: str) -> bool:
+        """True where MInt has this very run in hand: it has not ended, whatever a call was just refused for."""
+        state = self.state(job_id)
+        return state.run_id == run_id and state.state not in FINAL
 
 
 def _error(answer: requests.Response) -> SpoolError:
     """Return the family's error for an answer of 300 and more."""
     status, where = answer.status_code, answer.url.partition("?")[0]
     error: SpoolError
-    if status == 413:
-        error = errors.TooLarge(f"{where} takes no body of this size", hint="smaller chunks are tried")
+    if status == 413 and answer.request.body:
+        hint = "smaller chunks are tried; a proxy before the server must take 1 MiB (client_max_body_size, say)"
+        error = errors.TooLarge(f"{where} takes no body of this size", hint=hint)
     elif "problem+json" not in answer.headers.get("Content-Type", ""):
-        why, hint = f"{where} was answered {status} by something that is not the server", "a proxy, or a wrong URL?"
+        start = _start(answer)
+        why, hint = f"{where} was answered {status} by something that is not the server{_words(answer, start)}", _advice(status)
         if no_answer(status) and status != 501:
             error = Unreachable(why, hint=hint)
         else:
-            error = NotThisApi(why, hint=hint, sure=status in (404, 405) or _is_published(answer))
+            error = NotThisApi(why, hint=hint, sure=status in (404, 405) or _is_published(start))
     elif answer.request.method == "HEAD":
         code = answer.headers.get("Problem-Code", "")
         known = _BY_CODE.get(code)
-        error = known(f"{where} was answered {code}", hint="see the server's log") if known else _of_status(status, where)
+        if not code:
+            error = _not_the_server(answer, "a problem without its code")
+        else:
+            error = (known or Unreachable)(f"{where} was answered {status} {code}", hint="see the server's log")
     else:
         error = _of_problem(answer, status)
     return asked_to_wait(error, retry_after_s(answer))
 
 
-def _is_published(answer: requests.Response) -> bool:
+def _is_published(start: bytes) -> bool:
     """True for the published protocol's envelope: its gateway answers a path that it does not have with 403 and that."""
     try:
-        start = next(answer.iter_content(ENVELOPE_BYTES), b"")
         return isinstance(jsonio.loads(start, "answer").get("errors"), list)
-    except (SpoolError, requests.RequestException):
+    except SpoolError:
         return False
 
 
-def _of_status(status: int, where: str) -> SpoolError:
-    kinds: dict[int, type[SpoolError]] = {
-        401: errors.Unauthorized,
-        403: errors.NotAllowed,
-        404: errors.NotFound,
-        409: errors.StaleRun,
-    }
-    return kinds.get(status, Unreachable)(f"{where} was answered {status}", hint="see the server's log")
+def _start(answer: requests.Response) -> bytes:
+    """Return how a body begins that is nobody's answer; nothing where it cannot be read."""
+    try:
+        return next(answer.iter_content(ENVELOPE_BYTES), b"")
+    except (requests.RequestException, OSError):
+        return b""
+
+
+def _words(answer: requests.Response, start: bytes) -> str:
+    """Return what came, in its own first words, and where it leads to: what a person knows a proxy by."""
+    text = " ".join(_MARKUP.sub(" ", start.decode("utf-8", "replace")).split())
+    target = answer.headers.get("Location", "").partition("?")[0]
+    said = f": {text[:WORDS]!r}" if text else ": nothing"
+    return f"{said}, sent on to {target[:WORDS]}" if target else said
+
+
+def _advice(status: int) -> str:
+    if status < 400 or status in (401, 403, 407, 511):
+        return "a proxy, or a wrong URL? what wants a login must let this host through; commands run on, it is tried again"
+    return "a proxy, or a wrong URL? commands run on, it is tried again"
+
+
+def _not_the_server(answer: requests.Response, why: str) -> NotThisApi:
+    said = f"{answer.url.partition('?')[0]} was answered {answer.status_code} by something that is not the server"
+    return NotThisApi(f"{said}: {why}", hint=_advice(answer.status_code), sure=False)
 
 
 def _of_problem(answer: requests.Response, status: int) -> SpoolError:
@@ -221,6 +265,8 @@ def _of_problem(answer: requests.Response, status: int) -> SpoolError:
     except (SpoolError, requests.RequestException):
         return Unreachable(f"the answer {status} cannot be read", hint="it is tried again")
     code, message, hint = (str(value.get(key, "")) for key in ("code", "message", "hint"))
+    if not code:  # a gateway that knows the same media type
+        return _not_the_server(answer, f"{message or value.get('title') or 'a problem'!s:.{WORDS}} without a code")
     if code == OffsetMismatch.code:
         return OffsetMismatch(message, offset=_offset(answer), hint=hint)
     if code == TooManyTries.code:
@@ -240,12 +286,13 @@ def _own_json(answer: requests.Response) -> dict[str, Any]:
 
 def _need(answer: requests.Response, kind: str) -> None:
     if not answer.headers.get("Content-Type", "").startswith(kind):
-        why = f"{answer.url} was answered by something that is not the server"
-        raise NotThisApi(why, hint="a proxy, or a wrong URL?", sure=False)
+        why = f"{answer.url} was answered by something that is not the server{_words(answer, _start(answer))}"
+        raise NotThisApi(why, hint=_advice(answer.status_code), sure=False)
 
 
 def _offset(answer: requests.Response) -> int:
     text = answer.headers.get("Upload-Offset", "")
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise Unreachable(f"{answer.url} told no Upload-Offset", hint="a proxy that drops headers, or a wrong URL?")
+        why = f"{answer.url} told no Upload-Offset{_words(answer, _start(answer))}"
+        raise Unreachable(why, hint="a proxy that answers itself or drops headers, or a wrong URL? it is tried again")
     return int(text)

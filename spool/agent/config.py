@@ -35,6 +35,7 @@ AGENT = Section(
         Option("heartbeat_s", o.seconds(0.05, 600), 60.0, "longest time between syncs while jobs are in hand"),
         Option("once_wait_s", o.seconds(0, 3600), 5.0, "--once: seconds a pass waits for commands before it leaves them running"),
         Option("cancel_grace_s", o.integer(0, 3600), 10, "seconds between TERM and KILL of a canceled command"),
+        Option("stall_s", o.integer(4, 3600), 60, "seconds without a sign of life after which a line counts as cut"),
         Option("chunk", o.size_from(64 * 1024), 16 * 1024 * 1024, "bytes sent in one request", "16M"),
         Option("min_free", o.size, 64 * 1024 * 1024, "bytes that must stay free below base; less: no new job", "64M"),
         Option("log", o.path, None, "file that gets the log lines; none: standard error", "/var/log/mint-spool/agent.log"),

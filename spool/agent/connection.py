@@ -2,16 +2,21 @@
 
 The token is sent by an `AuthBase`, because a ~/.netrc entry would replace a plain header; `verify=` is passed on each call,
 because REQUESTS_CA_BUNDLE would replace the session's. What an answer means is for those who speak a protocol over it.
+
+A line that went silent is found by TCP itself after `stall_s` seconds (keepalive while an answer is waited for, a limit on
+unacknowledged data while something is sent), so that the long waits for an answer need not be short for its sake.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Callable, TypeVar
 
 import requests
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
 from spool import __version__, errors
@@ -21,23 +26,53 @@ E = TypeVar("E", bound=SpoolError)
 
 CONNECT_S = 15.0
 READ_S = 120.0
+STALL_S = 60
+_PROBES = 3  # unanswered ones, after which the line is dead
 MAX_RETRY_AFTER_S = 3600
 
 
 class _Bearer(AuthBase):
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: Callable[[], str]) -> None:
         self._token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
+        request.headers["Authorization"] = f"Bearer {self._token()}"
         return request
 
 
-class Connection:
-    """Talks to one server with one token. Threads may share one: each gets a session of its own."""
+def _watched(stall_s: int) -> list[tuple[int, int, int]]:
+    """Return the socket options by which tcp(7) ends a line that is silent for `stall_s`; fewer where the system has not all."""
+    probe_s = max(1, stall_s // (_PROBES + 1))
+    wanted = {
+        "TCP_NODELAY": 1, "TCP_KEEPIDLE": probe_s, "TCP_KEEPINTVL": probe_s, "TCP_KEEPCNT": _PROBES,
+        "TCP_USER_TIMEOUT": stall_s * 1000,
+    }  # fmt: skip
+    options = [(socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in wanted.items() if hasattr(socket, name)]
+    return [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *options]
 
-    def __init__(self, url: str, token: str, *, verify: bool | str = True) -> None:
+
+class _Adapter(HTTPAdapter):
+    """Connections, also those through a proxy, whose silence ends."""
+
+    def __init__(self, stall_s: int) -> None:
+        self._options = _watched(stall_s)
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        parent: Any = super()  # types-requests for Python 3.9 does not know it
+        parent.init_poolmanager(*args, **kwargs, socket_options=self._options)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        parent: Any = super()
+        return parent.proxy_manager_for(proxy, **kwargs, socket_options=self._options)
+
+
+class Connection:
+    """Talks to one server with one token, which is asked for at each request. Threads may share one: each gets a session."""
+
+    def __init__(self, url: str, token: Callable[[], str], *, verify: bool | str = True, stall_s: int = STALL_S) -> None:
         self.url = url.rstrip("/")
+        self.stall_s = stall_s
         self._auth = _Bearer(token)
         self._verify = verify
         self._local = threading.local()
@@ -45,6 +80,8 @@ class Connection:
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
+            for scheme in ("http://", "https://"):
+                self._local.session.mount(scheme, _Adapter(self.stall_s))
             self._local.session.headers["User-Agent"] = f"mint-spool-agent/{__version__}"
         session: requests.Session = self._local.session
         return session

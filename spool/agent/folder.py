@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spool import jsonio, log
+from spool.attempts import set_attempt_aside
 from spool.errors import ConfigError, InvalidRecord, SpoolError
 from spool.fields import Fields
 from spool.files import append_line, fsync_dir, read_record, replace_file
@@ -24,7 +25,6 @@ from spool.names import is_id
 from spool.paths import JobPaths
 from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState, Result
 from spool.states import FINAL, State, check_transition
-from spool.store import set_attempt_aside
 
 
 class Base:
@@ -34,8 +34,8 @@ class Base:
         self.folder = folder
         self.control = folder / f".mint-spool-{os.geteuid()}"
 
-    def open(self) -> tuple[str, int]:
-        """Make the folders and return (the agent's id, this start's generation), both durable.
+    def open(self) -> None:
+        """Make the folders.
 
         Raises `ConfigError` where the control folder is not this user's alone (a base such as /tmp belongs to all).
         """
@@ -47,13 +47,16 @@ class Base:
             raise ConfigError(f"the base {self.folder} cannot be used: {exc.strerror}", hint="set [agent] base") from exc
         if info.st_uid != os.geteuid() or info.st_mode & 0o077 or not self.control.is_dir() or self.control.is_symlink():
             raise ConfigError(f"{self.control} is not this user's own", hint="remove it, or set another [agent] base")
-        return self._identity()
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the base for this process; `Busy` where another agent has it."""
         return file_lock(self.control / "lock", timeout_s=0)
 
-    def _identity(self) -> tuple[str, int]:
+    def identity(self) -> tuple[str, int]:
+        """Return (the agent's id, this start's generation), both durable; the caller holds the base.
+
+        Raises `ConfigError` where the base was copied from another machine.
+        """
         path = self.control / "agent.json"
         try:
             fields = Fields(jsonio.loads(read_record(path, 65536), "agent.json"), "agent.json")
@@ -71,8 +74,8 @@ class Base:
         replace_file(path, jsonio.dumps(value), mode=0o600)
         return name, generation + 1
 
-    def jobs(self) -> Iterator[LocalJob]:
-        """Yield the jobs that are still in hand; a folder that cannot be read is reported and left alone."""
+    def jobs(self, *, ended: bool = False) -> Iterator[LocalJob]:
+        """Yield the jobs that are still in hand, or those that have ended; a folder that cannot be read is left alone."""
         for name in sorted(filter(is_id, os.listdir(self.folder))):
             job = LocalJob(self.folder / name)
             try:
@@ -82,7 +85,7 @@ class Base:
             except (SpoolError, OSError) as exc:
                 log.error("local_job_unreadable", job=name, why=exc, folder=job.paths.folder)
                 continue
-            if job.state.state not in FINAL:
+            if (job.state.state in FINAL) == ended:
                 yield job
 
 
@@ -171,6 +174,10 @@ class LocalJob:
         )
         self._write(replace(state, state=target, **changes).with_entry(entry))
         log.info("local", job=state.id, source=state.state, to=target, run=state.run_id, attempt=state.attempt, why=why)
+
+    def reopen(self, why: str) -> None:
+        """Return an ended job's results once more: `returning`, out of the table's order, because MInt has gone back in time."""
+        self.close(State.RETURNING, why)
 
     def close(self, target: State, why: str) -> None:
         """End the job here, whatever state it is in: it was delivered, refused as stale, or given back."""

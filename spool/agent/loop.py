@@ -13,14 +13,16 @@ import time
 from typing import Any, Callable
 
 from spool import __version__, log
+from spool.agent import restored
 from spool.agent.carrier import Carrier
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base, LocalJob
 from spool.agent.protocol import PUBLISHED, Server
+from spool.agent.troubles import hint_for, is_tried_again, may_pass
 from spool.errors import SpoolError, Unreachable
-from spool.files import free_bytes
 from spool.names import is_id
 from spool.results import no_run
+from spool.room import try_to_write, why_no_room
 from spool.runner import LocalRunner
 from spool.states import FINAL, Reason, State
 
@@ -41,6 +43,8 @@ class Agent:
         self._seq = 0
         self._lock = threading.Lock()
         self._telling = threading.Lock()
+        self._epoch = restored.Epoch(base.control / "epoch.json")
+        self._restoring = threading.Lock()
         self._carriers: dict[str, Carrier] = {}
         self._refused: dict[str, int] = {}
         self._news = threading.Event()
@@ -106,17 +110,45 @@ class Agent:
             raise Unreachable("the answer to sync holds no jobs", hint="is the URL that of a mint-spool server?")
         with self._telling:  # two answers may tell of the same new job
             news = [self._tell(told) for told in jobs]
+        again = self._heed_epoch(str(answer.get("epoch", "")))
         # A wait that another sync of this agent ended brought nothing, and is taken up again at once.
-        return any(news) or bool(answer.get("superseded"))
+        return any(news) or again or bool(answer.get("superseded"))
+
+    def _heed_epoch(self, epoch: str) -> bool:
+        """Note the spool's epoch; where it is a new one, tell what has ended here since the backup. Return whether it is."""
+        with self._restoring:
+            former = self._epoch.value
+            if epoch in ("", former):
+                return False
+            if former:
+                log.warning("restored", epoch=epoch, former=former, why="MInt's spool was restored from a backup",
+                            hint="what ended here lately is told again, and returned again where MInt wants it")  # fmt: skip
+                self._tell_ended()
+            self._epoch.keep(epoch)
+            return bool(former)
+
+    def _tell_ended(self) -> None:
+        with self._lock:
+            in_hand = {key for key, item in self._carriers.items() if item.local.state.state not in FINAL}
+        ended = list(restored.ended_lately(job for job in self._base.jobs(ended=True) if job.state.id not in in_hand))
+        for start in range(0, len(ended), restored.BATCH):
+            batch = ended[start : start + restored.BATCH]
+            request = self._request(0, fresh_room=False)
+            request["jobs"] = [*request["jobs"], *(restored.report(job, result) for job, result in batch)]
+            told = self._server.sync(request).get("jobs")
+            for job in restored.wanted({job.state.id: job for job, _ in batch}, told if isinstance(told, list) else []):
+                job.reopen("MInt was restored to before its end")
+                self._carry(job)
 
     def say_goodbye(self) -> None:
         """Tell what this agent leaves, so that a job it was just given is free for others at once."""
         self._server.goodbye({**self._request(0, fresh_room=False), "leaving": True})
 
     def _request(self, wait_s: int, fresh_room: bool) -> dict[str, Any]:
+        epoch = self._epoch.value  # before the jobs: those that go with a new epoch are among them then
         in_hand = self.in_hand()
         room = max(0, self.config.agent["slots"] - in_hand) if fresh_room else 0
-        if self.closed_to_new or not self._has_space():
+        if room and (self.closed_to_new or not self._has_space()):
             room = 0
         with self._lock:
             self._seq += 1  # numbered together with the snapshot: the server tells an overtaken one by its number
@@ -132,15 +164,19 @@ class Agent:
             "room": room,
             "wait_s": wait_s,
             "leaving": self.stopping,
+            "epoch": epoch,
             "jobs": reports,
         }
 
     def _has_space(self) -> bool:
-        left = free_bytes(self._base.folder)
-        if left >= self.config.agent["min_free"]:
-            return True
-        log.warning("no_space", base=self._base.folder, free_bytes=left, why="no new job is taken until there is space")
-        return False
+        """True where the base takes a new job; told apart here, so that none is claimed that would only fail."""
+        why = why_no_room(self._base.folder, self.config.agent["min_free"])
+        if not why and (failed := try_to_write(self._base.control)):
+            why = str(failed.strerror)
+        if why:
+            hint = "no new job is taken until then: free space or inodes, raise the quota, or remount it writable"
+            log.warning("no_space", base=self._base.folder, why=why, hint=hint)
+        return not why
 
     def _tell(self, told: Any) -> bool:
         job_id, run_id, want = (str(told.get(key, "")) if isinstance(told, dict) else "" for key in ("id", "run_id", "want"))
@@ -149,6 +185,9 @@ class Agent:
         with self._lock:
             carrier = self._carriers.get(job_id)
         if carrier is not None and carrier.local.state.run_id == run_id:
+            if carrier.kept and carrier.idle and want == "forget" and carrier.local.state.state == State.RETURNING:
+                carrier.forget()
+                return True
             if carrier.kept and carrier.idle and want != "keep":  # MInt knows it again
                 carrier = self._carry(carrier.local)
             return carrier.tell(want)
@@ -172,10 +211,10 @@ class Agent:
                 local.load()
                 if local.state.run_id == run_id and local.state.state in FINAL:
                     log.warning("ended_here_already", job=job_id, run=run_id)
-                    return False
+                    return self._return_again(local)
             local.begin(state)
         except (SpoolError, OSError) as exc:
-            log.warning("not_taken_up", job=job_id, run=run_id, why=exc)
+            log.warning("not_taken_up", job=job_id, run=run_id, why=exc, hint=hint_for(exc, self._base.folder))
             self._give_up_taking(job_id, run_id, exc)
             return False
         self._refused.pop(run_id, None)
@@ -183,11 +222,22 @@ class Agent:
         self._carry(local)
         return True
 
+    def _return_again(self, local: LocalJob) -> bool:
+        """Return what has ended here once more: MInt has gone back in time, and would tell to fetch it for ever."""
+        result = local.result()
+        if result is None or result.run_id != local.state.run_id:
+            return False
+        local.reopen("MInt does not know of its end")
+        self._carry(local)
+        return True
+
     def _give_up_taking(self, job_id: str, run_id: str, why: Exception) -> None:
         """Tell the server of a job that cannot be taken up here, after some tries, so that it does not hold a slot for ever."""
-        self._refused[run_id] = self._refused.get(run_id, 0) + 1
-        if self._refused[run_id] < TAKE_TRIES or isinstance(why, Unreachable):
+        if isinstance(why, SpoolError) and is_tried_again(why):
             return
+        self._refused[run_id] = self._refused.get(run_id, 0) + 1
+        if self._refused[run_id] < TAKE_TRIES or may_pass(why, self._base.folder):
+            return  # with a full disk, say, every job that waits would be refused, one after the other
         try:
             message = f"the agent cannot take this job up: {why}"
             self._server.finish(no_run(self._server.state(job_id), Reason.TRANSFER.value, message))

@@ -22,6 +22,7 @@ from spool.agent.connection import Connection, asked_to_wait
 from spool.agent.folder import Base
 from spool.agent.published import MARK, PublishedClient
 from spool.agent.published_calls import Calls
+from spool.agent.token import Token
 from spool.errors import SpoolError, Unreachable
 from spool.fields import Fields
 from spool.files import read_record, replace_file
@@ -37,11 +38,12 @@ JobClient = Union[Client, PublishedClient]  # what a job's carrier talks to
 
 def connect(config: AgentConfig, base: Base, verify: bool | str) -> Server:
     """Return the server of `config`; nothing is asked yet."""
-    url, token = config.agent["url"], config.token
-    calls = Calls(Connection(url, token, verify=verify))
+    url, token = config.agent["url"], Token(config.token, config.agent["token_file"])
+    stall_s = config.agent["stall_s"]
+    calls = Calls(Connection(url, token, verify=verify, stall_s=stall_s))
     logs_leave = config.release["logs"] == "return"
     published = PublishedClient(calls, base.folder, user=config.user, logs_leave=logs_leave)
-    return Server(url, Client(url, token, verify=verify), published, base.control / "protocol.json")
+    return Server(url, Client(url, token, verify=verify, stall_s=stall_s), published, base.control / "protocol.json")
 
 
 class Server:

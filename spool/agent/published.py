@@ -178,6 +178,10 @@ class PublishedClient:
     def upload_tar(self, job_id: str, run_id: str, data: bytes) -> None:
         """Send nothing."""
 
+    def still_wants(self, job_id: str, run_id: str) -> bool:
+        """False: a step that is refused for good ends the job here; `PublishedWay` has asked calc-progress before."""
+        return False
+
     def finish(self, result: Result) -> dict[str, Any]:
         """Take the steps from where the job is to its end; return the state it ended in. Safe to repeat after a restart.
 

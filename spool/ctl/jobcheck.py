@@ -23,13 +23,14 @@ from spool.ctl.house import SHARED_FOLDER, chmod, shared_mode
 from spool.ctl.resulting import aside_of_attempt, carry_on, move_back, take_back
 from spool.errors import Busy, InvalidName, InvalidRecord, SpoolError, UnknownFormat
 from spool.files import last_line, read_record
+from spool.history import complete_history
 from spool.journal import is_plain
 from spool.names import check_user, is_id
 from spool.paths import JobPaths
 from spool.queue import make_key, parse_key
 from spool.records import JOB_LIMIT_BYTES, Job, JobState, Result
 from spool.states import FINAL, WITH_SITE, State
-from spool.store import Store, complete_history
+from spool.store import Store
 
 LOCK_WAIT_S = 5.0
 BY = "spool"

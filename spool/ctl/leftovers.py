@@ -153,7 +153,8 @@ def _explain(path: Path) -> bool:
     if path.parent.name == "rejected":
         hint = "move the folder back to drop/ to have it judged again"
         return add_reason(path, code="internal", why=_UNKNOWN, hint=hint)
-    return add_reason(path, code="", why=_UNKNOWN, hint="restore the record, move the folder back to jobs/, then: spoolctl check")
+    hint = "restore the record, move the folder back to jobs/, then: spoolctl check --repair"
+    return add_reason(path, code="", why=_UNKNOWN, hint=hint)
 
 
 def _why(folder: Path) -> str:

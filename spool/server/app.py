@@ -12,11 +12,12 @@ from spool.errors import InvalidName, InvalidRequest, NotFound, SpoolError, from
 from spool.incoming import Digests
 from spool.published import BASE
 from spool.server.auth import Auth
+from spool.server.contacts import Contacts
 from spool.server.envelope import route_error
 from spool.server.pages import Pages
 from spool.server.problems import problem
 from spool.server.published import Published
-from spool.server.sync import Contacts, Sync
+from spool.server.sync import Sync
 from spool.server.tokens import TokenFile
 from spool.server.v1 import V1
 from spool.server.wakeups import Wakeups

@@ -12,8 +12,9 @@ from bottle import Bottle, HTTPResponse, request
 from spool import __version__
 from spool.config import LiveConfig
 from spool.files import free_bytes
+from spool.room import why_no_room
 from spool.server.auth import Auth
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.server.v1 import answer
 from spool.states import State
 from spool.store import Store
@@ -48,8 +49,9 @@ class Pages:
     def health(self) -> HTTPResponse:
         """GET /health: 200 where the spool can be written to and the configuration is good, 503 otherwise."""
         problems = [self._config.problem] if self._config.problem else []
-        if free_bytes(self._store.paths.root) < self._config.get().server["min_free"]:
-            problems.append("the spool's disk is nearly full")
+        why = why_no_room(self._store.paths.root, self._config.get().server["min_free"])
+        if why:
+            problems.append(f"nothing new is taken: {why}")
         value = {"status": "degraded" if problems else "ok", "version": __version__, "problems": problems}
         return answer(value, 503 if problems else 200)
 

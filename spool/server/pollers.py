@@ -40,13 +40,14 @@ class OutOfTurn(Conflict):
 class Trace:
     """poller.json: what the poller of one run has said. `end` is empty, `calc end` or `abnormal`; `media` by name in the job.
 
-    `closed`: the results are being judged, and no others are taken.
+    `closed`: the results are being judged, and no others are taken. `asked`: a calc-request came since its last step.
     """
 
     received: bool = False
     end: str = ""
     returned: bool = False
     closed: bool = False
+    asked: bool = False
     media: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -60,7 +61,7 @@ class Trace:
         path = incoming.folder / "poller.json"
         try:
             fields = Fields(jsonio.loads(read_record(path, _MAX_BYTES), "poller.json"), "poller.json")
-            words = {name: fields.boolean(name, False) for name in ("received", "returned", "closed")}
+            words = {name: fields.boolean(name, False) for name in ("received", "returned", "closed", "asked")}
             return cls(**words, end=fields.string("end", ""), media=fields.mapping("media"))
         except FileNotFoundError:
             return cls()
@@ -115,10 +116,14 @@ class Pollers:
     def request(self, site: str, user: str, poller: str, *, enabled: bool) -> str:
         """calc-request: return the id of the first job that waits for this site and user, or ``""``. Claims nothing.
 
-        A poller that asks has no job in hand: what it had is ended, or given back where it was not started.
+        A poller that asks has no job in hand: what it had is ended, or given back where it was not started. What would be lost
+        by that ends when it asks twice, and the first time it is told of no job: a line that was cut can bring, once it is
+        whole again, a request that the poller has long given up, after the steps that followed it.
         """
         for job_id in self._store.queue.active(site, poller):
             try:
+                if self._may_be_late(job_id, poller):
+                    return ""
                 self._put_down(job_id, site, poller)
             except (SpoolError, OSError) as exc:  # it does not keep the poller from its next job
                 log.warning("not_put_down", job=job_id, site=site, agent=poller, why=exc)
@@ -130,6 +135,16 @@ class Pollers:
                 if state.state == State.QUEUED and self._can_carry(state):
                     return state.id
         return ""
+
+    def _may_be_late(self, job_id: str, poller: str) -> bool:
+        """Note that the poller of a job whose end is to come asks; True where that is the first time since its last step."""
+        with contextlib.suppress(NotFound), self._store.locked(job_id) as state:
+            trace = self.trace(state)
+            unfinished = state.state == State.RUNNING or (state.state == State.RETURNING and trace.end == CALC_END)
+            if state.agent == poller and unfinished and not (trace.returned or trace.asked):
+                replace(trace, asked=True).write(self.incoming(state))
+                return True
+        return False
 
     def _can_carry(self, state: JobState) -> bool:
         why = why_not_for_a_poller(self._store.job(state.id), state)
@@ -172,7 +187,7 @@ class Pollers:
             trace = Trace.read(incoming)
             if trace.returned or trace.end not in ("", word):
                 raise OutOfTurn(f"job {job_id} has ended with {trace.end!r} already", hint="go on, or ask calc-request")
-            replace(trace, end=word).write(incoming)
+            replace(trace, end=word, asked=False).write(incoming)
         self._store.returning(job_id, state.run_id, by=poller, exit_code=0 if word == CALC_END else None)
 
     def results(self, job_id: str, poller: str, files: Mapping[str, Stored], media: Mapping[str, list[str]]) -> None:
@@ -190,7 +205,7 @@ class Pollers:
                 replace(trace, returned=False, media={}).write(incoming)
             remove_tree(incoming.files)  # folders too: what was one may be a file now
             incoming.adopt(files)
-            replace(trace, returned=True, media=dict(media)).write(incoming)
+            replace(trace, returned=True, asked=False, media=dict(media)).write(incoming)
 
     def end_send(self, job_id: str, poller: str) -> JobState:
         """end-send: verify, move in and end the job; without results it has failed."""

@@ -38,10 +38,10 @@ from spool.scratch import scratch
 from spool.server import files
 from spool.server.auth import Asker, Auth
 from spool.server.bodies import SMALL_BYTES
+from spool.server.contacts import Contacts
 from spool.server.envelope import Told, as_json, check_path, errors, in_envelope, need, parameter, streamed, word
 from spool.server.pollers import Pollers, poller_name
 from spool.server.published_forms import calc_of, is_input, is_result, job_of, known_of, results_of, results_sent
-from spool.server.sync import Contacts
 from spool.states import State
 from spool.store import Store
 from spool.streams import read_document
@@ -110,7 +110,7 @@ class Published:
                 raise Told(202, 400, f"there is no {key} in calc-info")
         value, inputs = job_of(calc)
         job = Job.parse(jsonio.dumps(value))
-        check_against(job, asker.user, self._config.get())
+        check_against(job, asker.user, self._config.get(), self._store.clock)
         asker.need_site(job.site)
         entries = tuple(FileEntry(name, item.size, item.sha256) for name, item in sorted(inputs.items()))
         state = first_state(job, new_id(), asker.user, entries, state=State.NEW, by=asker.user, via=VIA)
@@ -129,7 +129,7 @@ class Published:
         state = self._submitted(self._small().get("accept_id"), 400)
         if state.state != State.NEW:
             raise Told(400, 401, f"accept_id({state.id}) is waiting already, or further")
-        check_against(self._store.job(state.id), state.user, self._config.get())
+        check_against(self._store.job(state.id), state.user, self._config.get(), self._store.clock)
         self._store.enqueue(state.id, by=state.user)
         return errors(200, "")
 

@@ -6,176 +6,26 @@ replaces a claim/acknowledge protocol: an answer that was lost is simply told ag
 
 from __future__ import annotations
 
-import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from spool import jsonio, log
+from spool import log
 from spool.config import LiveConfig
 from spool.creation import identity
-from spool.errors import Conflict, InvalidRequest, NotFound, SpoolError, StaleRun, Twin
-from spool.fields import Fields
-from spool.files import replace_file
+from spool.errors import Conflict, NotFound, SpoolError, StaleRun, from_os_error
 from spool.instants import utc_now
-from spool.names import check_id, check_site, check_user
 from spool.records import JobState
 from spool.server.auth import Asker
+from spool.server.contacts import Contacts
+from spool.server.request import Held, Request
 from spool.server.wakeups import Waiter, Wakeups
 from spool.states import FINAL, State
 from spool.store import Store
 
-MAX_WAIT_S = 25.0
-MAX_ROOM = 1000
 RECHECK_S = 1.0
-CONTACT_EVERY_S = 10.0
-TWIN_SILENT_S = 600.0  # so long after its last word an agent's identity is free for a process with an older count of starts
 _PASSIVE = ("run", "keep", "return")
 _STARTED = ("running", "held", "returning")
-
-
-AgentKey = tuple[str, str, str]  # site, user, the agent's own name: two users' agents may have one name
-
-
-@dataclass(frozen=True)
-class Held:
-    """One job as the agent reports it."""
-
-    id: str
-    run_id: str
-    state: str
-    ready: bool
-    told: str
-    attempt: int
-    exit_code: int | None
-
-    @classmethod
-    def parse(cls, value: Any) -> Held:
-        """Read one entry of ``jobs``."""
-        if not isinstance(value, dict):
-            raise InvalidRequest("jobs must list objects", hint="see docs/protocol.md, sync")
-        fields = Fields(value, "sync: jobs")
-        return cls(
-            check_id(fields.string("id")),
-            check_id(fields.string("run_id")),
-            fields.string("state"),
-            fields.boolean("ready", False),
-            fields.string("told", ""),
-            fields.integer("attempt", 0, low=0),
-            fields.optional_integer("exit_code"),
-        )
-
-
-@dataclass(frozen=True)
-class Request:
-    """A sync request."""
-
-    site: str
-    agent: str
-    instance: str
-    generation: int
-    seq: int
-    room: int
-    wait_s: float
-    version: str
-    leaving: bool
-    jobs: tuple[Held, ...]
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """What orders the syncs of one agent: its start's generation, then the number within it."""
-        return self.generation, self.seq
-
-    @classmethod
-    def parse(cls, body: bytes) -> Request:
-        """Read and check the body."""
-        fields = Fields(jsonio.loads(body, "sync"), "sync")
-        return cls(
-            site=check_site(fields.string("site")),
-            agent=check_user(fields.string("agent")),
-            instance=fields.string("instance", ""),
-            generation=fields.integer("generation", 0, low=0),
-            seq=fields.integer("seq", 0, low=0),
-            room=min(MAX_ROOM, fields.integer("room", 0, low=0)),
-            wait_s=min(MAX_WAIT_S, float(fields.integer("wait_s", 0, low=0))),
-            version=fields.string("version", ""),
-            leaving=fields.boolean("leaving", False),
-            jobs=tuple(Held.parse(value) for value in fields.list("jobs")),
-        )
-
-
-class Contacts:
-    """When each agent was last heard of, by this server's monotonic clock alone, and the order of its syncs."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._seen: dict[AgentKey, tuple[float, tuple[int, int]]] = {}
-        self._written: dict[str, float] = {}
-        self._instances: dict[AgentKey, tuple[str, int]] = {}
-        self.started = time.monotonic()
-
-    def note(self, key: AgentKey, request: Request) -> bool:
-        """Note a contact; return False for a sync that was overtaken by a newer one of the same agent on its way here."""
-        newest = self._hear(key, request.order)
-        self._write(request.site, request.agent, request.version)
-        return request.order >= newest
-
-    def check_alone(self, key: AgentKey, request: Request) -> None:
-        """Raise `Twin` where another process of this identity is at work: not an earlier start of this agent.
-
-        A start makes the generation one more, so a process of the same or an older one than was heard lately is a copy's.
-        """
-        silent_s = self.silent_s(key)
-        with self._lock:
-            instance, generation = self._instances.get(key, (request.instance, request.generation))
-            if instance == request.instance or request.generation > generation or silent_s > TWIN_SILENT_S:
-                self._instances[key] = (request.instance, request.generation)
-                return
-        raise Twin(
-            f"another process works as agent {request.agent} of {request.site}: two with one identity take each other's jobs",
-            hint="stop one of them; a copied base gets an identity of its own by removing agent.json and its job folders",
-        )
-
-    def heard(self, key: AgentKey, version: str) -> None:
-        """Note a contact of an agent that does not sync: a published poller."""
-        self._hear(key, (0, 0))
-        self._write(key[0], key[2], version)
-
-    def _hear(self, key: AgentKey, order: tuple[int, int]) -> tuple[int, int]:
-        """Return the order of the newest contact before this one."""
-        with self._lock:
-            _, newest = self._seen.get(key, (0.0, (-1, -1)))
-            self._seen[key] = (time.monotonic(), max(order, newest))
-        return newest
-
-    def overtaken(self, key: AgentKey, order: tuple[int, int]) -> bool:
-        """True where a newer sync of this agent has been noted."""
-        with self._lock:
-            return self._seen.get(key, (0.0, order))[1] > order
-
-    def silent_s(self, key: AgentKey) -> float:
-        """Return for how many observed seconds the agent was not heard of (since this server's start, if never)."""
-        with self._lock:
-            at, _ = self._seen.get(key, (self.started, (0, 0)))
-        return time.monotonic() - at
-
-    def known(self) -> dict[AgentKey, float]:
-        """Return (site, user, agent) -> seconds since its last contact."""
-        with self._lock:
-            return {key: time.monotonic() - at for key, (at, _) in self._seen.items()}
-
-    def _write(self, site: str, agent: str, version: str) -> None:
-        now = time.monotonic()
-        with self._lock:
-            if now - self._written.get(site, -CONTACT_EVERY_S) < CONTACT_EVERY_S:
-                return
-            self._written[site] = now
-        value = {"format": 1, "site": site, "agent": agent, "at": utc_now(), "version": version}
-        try:
-            replace_file(self._store.paths.site(site), jsonio.dumps(value))
-        except OSError as exc:  # derived: the call itself goes on
-            log.warning("contact_not_written", site=site, why=exc)
 
 
 class Sync:
@@ -187,6 +37,7 @@ class Sync:
         self._wakeups = wakeups
         self._contacts = contacts
         self._warned: set[str] = set()
+        self._put_off: dict[str, str] = {}
         store.listen(lambda state: wakeups.notify(state.site))
 
     def answer(self, asker: Asker, body: bytes) -> dict[str, Any]:
@@ -198,7 +49,11 @@ class Sync:
         key = (request.site, asker.user, request.agent)
         self._contacts.check_alone(key, request)
         current = self._contacts.note(key, request)
-        jobs = [self._tell(asker, request, held) for held in request.jobs]
+        epoch = identity(self._store.paths)[1]
+        if request.epoch not in ("", epoch):
+            # Restored from a backup: nothing is lost or given out before the agent has said what it has and what it has ended.
+            return {"epoch": epoch, "now": utc_now(), "superseded": False, "jobs": self._told_of(asker, request)}
+        jobs = self._told_of(asker, request)
         if current:
             jobs += self._unlisted(asker, request)
             jobs += self._claim(asker, request, len(jobs) - len(request.jobs))
@@ -207,8 +62,10 @@ class Sync:
             jobs, superseded = self._wait(asker, request, jobs)
         elif current:
             self._wakeups.supersede(key, request.order)
-        epoch = identity(self._store.paths)[1]
         return {"epoch": epoch, "now": utc_now(), "superseded": superseded, "jobs": jobs}
+
+    def _told_of(self, asker: Asker, request: Request) -> list[dict[str, Any]]:
+        return [self._tell(asker, request, held) for held in request.jobs]
 
     def _within_site(self, request: Request) -> Request:
         """Return the request as its site allows: a disabled site brings home what it has and gets nothing new."""
@@ -242,7 +99,7 @@ class Sync:
                 waiter.superseded = left > 0
                 break
             # What came between the first look and the registration, or in the tick of a look, is found by looking again.
-            jobs = [self._tell(asker, request, held) for held in request.jobs] + self._claim(asker, request, 0)
+            jobs = self._told_of(asker, request) + self._claim(asker, request, 0)
             if not _worth_telling(request, jobs):
                 waiter.wait(min(left, RECHECK_S))
         return jobs
@@ -259,17 +116,24 @@ class Sync:
         for job_id in self._store.queue.active(request.site, request.agent):
             if job_id in listed:
                 continue
-            state = self._own(asker, request, job_id)
-            if state is None:
-                self._drop_active(request, job_id)
-            elif state.state == State.CLAIMED and request.leaving:
-                self._store.give_back(job_id, state.run_id, by=request.agent, why="the agent is leaving and never got it")
-            elif state.state == State.CLAIMED:
-                told.append(_told(state, "fetch"))
-            else:
-                message = "the agent no longer has this job, which it may have started"
-                self._store.lose(job_id, state.run_id, by=request.agent, order=request.order, message=message)
+            try:
+                told += self._tell_unlisted(asker, request, job_id)
+            except (SpoolError, OSError) as exc:
+                self._say_put_off(job_id, exc)
         return told
+
+    def _tell_unlisted(self, asker: Asker, request: Request, job_id: str) -> list[dict[str, Any]]:
+        state = self._own(asker, request, job_id)
+        if state is None:
+            self._drop_active(request, job_id)
+        elif state.state == State.CLAIMED and request.leaving:
+            self._store.give_back(job_id, state.run_id, by=request.agent, why="the agent is leaving and never got it")
+        elif state.state == State.CLAIMED:
+            return [_told(state, "fetch")]
+        else:
+            message = "the agent no longer has this job, which it may have started"
+            self._store.lose(job_id, state.run_id, by=request.agent, order=request.order, message=message)
+        return []
 
     def _drop_active(self, request: Request, job_id: str) -> None:
         with self._store.locks.hold(job_id):
@@ -293,6 +157,8 @@ class Sync:
         try:
             state = self._store.state(held.id)
             asker.need_agent(state)
+        except OSError as exc:
+            return self._later(held, exc)
         except SpoolError as exc:
             # After a restore the server may know less than the agent: the agent keeps the job, an operator decides.
             if self._first_time(held):
@@ -304,9 +170,25 @@ class Sync:
                 if adopted is None:
                     return self._tell_other_run(request, held, state)
                 state = adopted
-            return self._judge(state, held, request.order)
+            told = self._judge(state, held, request.order)
+            self._put_off.pop(held.id, None)
+            return told
         except (StaleRun, Conflict):  # it changed under our hands: the next sync tells
             return _told(state, "run")
+        except (SpoolError, OSError) as exc:
+            return self._later(held, exc)
+
+    def _later(self, held: Held, exc: SpoolError | OSError) -> dict[str, Any]:
+        """Answer for a job that cannot be judged now (a full disk, say): it waits, the agent's others are not delayed."""
+        self._say_put_off(held.id, exc)
+        return {"id": held.id, "run_id": held.run_id, "want": "run", "state": "unknown"}
+
+    def _say_put_off(self, job_id: str, exc: SpoolError | OSError) -> None:
+        # Once: the agent asks again every few seconds. Not the text of an OSError, which may name a temporary file.
+        told = from_os_error(exc, "judging the job") if isinstance(exc, OSError) else exc
+        if self._put_off.get(job_id) != told.message:
+            self._put_off[job_id] = told.message
+            log.warning("job_put_off", job=job_id, why=exc, hint=told.hint)
 
     def _adopted(self, request: Request, held: Held, state: JobState) -> JobState | None:
         """Return the job as this run's, where the spool forgot of it in a restore and waits to run the same attempt again."""
@@ -334,6 +216,8 @@ class Sync:
     def _judge(self, state: JobState, held: Held, order: tuple[int, int]) -> dict[str, Any]:
         if state.state in FINAL:
             return _told(state, self._after_end(state, held))
+        if state.state == State.CLAIMED and held.state in _STARTED:  # restored to before the start
+            state = self._store.start(state.id, held.run_id, by=state.agent, order=order)
         if state.state == State.CLAIMED and not held.ready:
             return _told(state, "fetch")
         if held.state == "returning" and state.state == State.RUNNING:

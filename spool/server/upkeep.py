@@ -13,11 +13,12 @@ from spool.errors import NotFound, SpoolError
 from spool.published import VIA, is_poller
 from spool.records import JobState
 from spool.scratch import sweep
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.states import Reason, State
 from spool.store import Store
 
 DROP_EVERY_S = 0.05
+AFTER_FAILURE_S = 2.0  # what stands in the way is told every two seconds, not twenty times in one
 CONTACT_EVERY_S = 5.0
 EXPIRY_EVERY_S = 30.0
 MAX_STEP_S = 60.0
@@ -64,8 +65,10 @@ class Upkeep:
                 self._round(accepting)
             except (SpoolError, OSError) as exc:
                 log.error("upkeep_failed", why=exc)
+                self._stop.wait(AFTER_FAILURE_S)
             except Exception:  # noqa: BLE001 - outermost frame of the thread: a defect, but the server goes on
                 log.error("upkeep_failed", trace=True)
+                self._stop.wait(AFTER_FAILURE_S)
 
     def _round(self, accepting: bool) -> None:
         config = self._config.get()
@@ -74,6 +77,8 @@ class Upkeep:
             log.warning("configuration", why=self._problem or "good again")
         if accepting:
             self._drops.scan(config)
+        self._store.clock.settle_s = config.server["clock_settle_s"]
+        self._store.clock.certain()  # a jump is seen when it comes
         now = time.monotonic()
         if now >= self._next_contact:
             self._next_contact = now + CONTACT_EVERY_S
@@ -109,7 +114,7 @@ class Upkeep:
                 self._store.fail(job_id, state.run_id, by="server", reason=Reason.UNREACHABLE.value, message=message)
         except NotFound:
             return
-        except SpoolError as exc:
+        except (SpoolError, OSError) as exc:  # this one waits; the others are looked at
             log.warning("upkeep_job", job=job_id, why=exc)
 
     def _return_s(self, state: JobState) -> float:
@@ -142,7 +147,7 @@ class Upkeep:
                 with self._store.locks.hold(job_id):  # a registration may be between its entry and its rename
                     if not self._store.paths.job(job_id).folder.exists():
                         self._store.queue.remove_new(job_id)
-            except SpoolError as exc:
+            except (SpoolError, OSError) as exc:
                 log.debug("expiry", job=job_id, why=exc)
         self._waited = waited
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -14,13 +15,14 @@ from spool import jsonio
 from spool.config import LiveConfig
 from spool.drops import check_against, first_state, freeze_inputs
 from spool.errors import Conflict, InvalidRecord, InvalidRequest, NoSpace, NotFound, StaleRun, UnknownRun
-from spool.files import free_bytes, remove_tree
+from spool.files import remove_tree
 from spool.incoming import Digests, Incoming
 from spool.names import check_name, is_id, new_id
 from spool.paths import JobPaths
-from spool.records import JOB_LIMIT_BYTES, Job, JobState, Result
+from spool.records import JOB_LIMIT_BYTES, FileEntry, Job, JobState, Result
 from spool.registering import publish_new
 from spool.results import accept, keep_late
+from spool.room import why_no_room
 from spool.server import files
 from spool.server.auth import Asker, Auth
 from spool.server.sync import Sync
@@ -96,9 +98,9 @@ class V1:
         return int(self._config.get().server["max_chunk"])
 
     def _need_space(self, length: int) -> None:
-        left = free_bytes(self._store.paths.root) - length
-        if left < self._config.get().server["min_free"]:
-            raise NoSpace("the spool's disk is nearly full: nothing new is taken", hint="it is tried again; operators free space")
+        why = why_no_room(self._store.paths.root, self._config.get().server["min_free"], coming=length)
+        if why:
+            raise NoSpace(f"the spool takes nothing new: {why}", hint="try again later; an operator makes room")
 
     # Agent
 
@@ -169,7 +171,9 @@ class V1:
     def get_job(self, job_id: str) -> HTTPResponse:
         """GET job.json, its exact bytes."""
         _, state = self._seen(job_id)
-        return files.download(request.environ, self._store.paths.job(state.id), "", "job.json", None)
+        data = self._store.job_bytes(state.id)
+        entry = FileEntry("job.json", len(data), hashlib.sha256(data).hexdigest())  # so that nobody takes a proxy's page for it
+        return files.download(request.environ, self._store.paths.job(state.id), "", "job.json", entry)
 
     def get_input(self, job_id: str, name: str) -> HTTPResponse:
         """GET or HEAD one input."""
@@ -196,7 +200,7 @@ class V1:
         data = files.read_body(request.environ, JOB_LIMIT_BYTES)
         job = Job.parse(data)
         asker.need_site(job.site)
-        check_against(job, asker.user, self._config.get())
+        check_against(job, asker.user, self._config.get(), self._store.clock)
         self._need_space(len(data))
         job_id = job.id or new_id()
         state = first_state(job, job_id, asker.user, (), state=State.NEW, by=asker.user)
@@ -238,7 +242,7 @@ class V1:
         if state.state != State.NEW:
             return answer(summary(state))
         job = self._store.job(job_id)
-        check_against(job, state.user, self._config.get())
+        check_against(job, state.user, self._config.get(), self._store.clock)
         paths = self._store.paths.job(job_id)
         with self._store.locked(job_id) as state:
             if state.state == State.NEW:

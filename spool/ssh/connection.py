@@ -36,6 +36,7 @@ from spool.states import Reason
 QUICK_S = 120.0
 PERSIST_S = 600
 SSH_FAILED = 255
+_ALIVE_MISSED = 3  # ssh asks once more, and gives the line up at the time of the next question
 # sshd takes 10 sessions a connection by default (sshd_config(5), MaxSessions): some for what takes long, some for what does not.
 _LONG_CHANNELS = 4
 _QUICK_CHANNELS = 4
@@ -52,6 +53,15 @@ _HINTS = {
     "Bad configuration option": "correct the ssh_config file",
     "Bad owner or permissions": "make the ssh_config file writable by its owner alone",
 }
+
+
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+NO_SPACE_HINT = "free space or inodes there or here, raise the quota, or remount it writable; it is tried again"
+
+
+def says_no_space(said: str) -> bool:
+    """True where a program says, in the C locale, that a disk is full, out of inodes, over quota or read-only."""
+    return any(words in said for words in _NO_SPACE)
 
 
 class Stopped(Exception):
@@ -104,6 +114,8 @@ class Connection:
     def __init__(self, site: Site, folder: Path) -> None:
         name = hashlib.sha256(site.name.encode()).hexdigest()[:8]
         self.site = site
+        # By job id: base, and since when (monotonic) the site cannot tell how the run there stands; see spool.ssh.site.
+        self.blind: dict[str, tuple[str, float]] = {}
         self._socket = folder / name
         self._script = folder / f"{name}.sh"
         self._lock = threading.Lock()
@@ -133,7 +145,8 @@ class Connection:
     def _options(self) -> list[str]:
         config = ["-F", str(self.site.ssh_config.absolute())] if self.site.ssh_config else []
         options = (
-            "BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15", "ServerAliveCountMax=3",
+            "BatchMode=yes", "StrictHostKeyChecking=yes",
+            f"ServerAliveInterval={self.site.stall_s // (_ALIVE_MISSED + 1)}", f"ServerAliveCountMax={_ALIVE_MISSED}",
             f"ConnectTimeout={self.site.connect_timeout_s}", f"ControlPath={self._socket}", f"ControlPersist={PERSIST_S}",
             "RequestTTY=no", "RemoteCommand=none", "ClearAllForwardings=yes", "PermitLocalCommand=no", "LogLevel=ERROR",
         )  # fmt: skip
@@ -163,18 +176,20 @@ class Connection:
         `inherited` descriptors stay open in rsync.
         """
         path = f"cd {shlex.quote(there)} && exec rsync"
-        command = ["rsync", "-e", str(self._script), f"--rsync-path={path}", "-s", "--timeout=60", *options]
+        command = ["rsync", "-e", str(self._script), f"--rsync-path={path}", "-s", f"--timeout={self.site.stall_s}", *options]
         with self._channel(self._long):
-            done = self._call(command, stdin, None, cwd=here, inherited=inherited)
+            done = self._call(command, stdin, None, cwd=here, inherited=inherited, locale="C")
         return self._judge_rsync(done)
 
     def _judge_rsync(self, done: Done) -> Done:
+        # Also with 23: a file that could not even be made is one that did not come, and not the site's fault.
+        if done.code and says_no_space(done.err):
+            why = f"a disk takes no more, at site {self.site.name} or here: {_one_line(done.err)}"
+            raise NoSpace(why, hint=NO_SPACE_HINT)
         if done.code in (0, 23, 24):
             self._contact_at = time.monotonic()
             return done
         said = _one_line(done.err)
-        if "No space left" in said or "quota exceeded" in said:
-            raise NoSpace(f"site {self.site.name}: {said}", hint="free space there or here; it is tried again")
         if done.code in (10, 12, 20, 30, 35, SSH_FAILED) or done.code < 0:
             raise self._unreachable(done.err)
         hint = "install rsync at the site" if done.code == 127 else "see the message; ssh_push.py check SITE looks for the cause"
@@ -198,8 +213,9 @@ class Connection:
         *,
         cwd: Path | None = None,
         inherited: Sequence[int] = (),
+        locale: str = "",
     ) -> Done:
-        process = self._spawn(command, cwd, inherited)
+        process = self._spawn(command, cwd, inherited, locale)
         try:
             out, err = process.communicate(stdin, timeout=deadline_s)
         except subprocess.TimeoutExpired:
@@ -212,8 +228,12 @@ class Connection:
         self._check_open()
         return Done(process.returncode, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "replace"))
 
-    def _spawn(self, command: Sequence[str], cwd: Path | None, inherited: Sequence[int]) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, command: Sequence[str], cwd: Path | None, inherited: Sequence[int], locale: str
+    ) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RSYNC_")}
+        if locale:  # messages that are judged by their words; not for commands, which ssh may pass it on to
+            environment["LC_ALL"] = locale
         with self._children_lock:
             self._check_open()
             process = subprocess.Popen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from spool.errors import Busy
+from spool.errors import Busy, from_os_error
 from spool.locks import file_lock
 from spool.store import Store
 
@@ -19,4 +19,6 @@ def the_only_push(store: Store) -> Iterator[Store]:
         except Busy as exc:
             hint = "one is enough: it takes up what is there"
             raise Busy(f"another ssh_push.py is at work on {store.paths.root}", hint=hint) from exc
+        except OSError as exc:
+            raise from_os_error(exc, f"taking the lock of the push in {store.paths.locks}") from exc
         yield store

@@ -1,4 +1,5 @@
-"""The one rule of trying again: for ever while a site is silent, a few times where it answers and something does not work."""
+"""The one rule of trying again: for ever while a site is silent, a few times where it answers and something does not work,
+for a day (or `give_up_after_s`) where it answers and cannot tell how the run stands."""
 
 from __future__ import annotations
 
@@ -9,16 +10,17 @@ import time
 
 from spool import log
 from spool.config import Site
-from spool.errors import CommandNotAllowed, Conflict, NotAllowed, SpoolError, StaleRun, Unreachable
+from spool.errors import CommandNotAllowed, Conflict, NotAllowed, SpoolError, StaleRun, Unreachable, from_os_error
 from spool.records import JobState
 from spool.ssh.connection import Connection, SiteTrouble
-from spool.ssh.site import FolderGone
+from spool.ssh.site import CannotTell, FolderGone, Replaced
 from spool.ssh.trip import AGENT
 from spool.states import Reason, State
 from spool.store import Store
 
 TROUBLES = 5
 MAX_BACKOFF_S = 300.0
+BLIND_S = 24 * 3600.0
 
 
 class Patience:
@@ -28,17 +30,25 @@ class Patience:
         self._store = store
         self._job_id = job_id
         self._began_at = time.monotonic()
+        self._failed_at = self._began_at
         self._troubles = 0
         self.failures = 0
 
     def settles(self, exc: SpoolError | OSError) -> bool:
         """Judge what went wrong: True where the job has ended by it, False where it is to be tried again."""
-        hint = exc.hint if isinstance(exc, SpoolError) else ""
-        log.warning("trouble", job=self._job_id, why=exc, hint=hint)
-        state = self._store.state(self._job_id)
+        told = from_os_error(exc, "here") if isinstance(exc, OSError) else exc
+        log.warning("trouble", job=self._job_id, why=exc, hint=told.hint)
+        if isinstance(exc, CannotTell):
+            return False
+        try:
+            state = self._store.state(self._job_id)
+        except OSError as failed:  # no descriptor is left, say
+            log.warning("trouble", job=self._job_id, why=failed, hint=from_os_error(failed, "here").hint)
+            return False
         if isinstance(exc, SiteTrouble):
             return self._exhausted() and self._fail(state, exc.reason, exc)
-        if isinstance(exc, FolderGone) and state.state == State.CLAIMED:  # nothing was started: it is sent again
+        if isinstance(exc, FolderGone) and state.state == State.CLAIMED and not isinstance(exc, Replaced):
+            # Nothing was started: it is sent again.
             return self._exhausted() and self._fail(state, Reason.TRANSFER, exc)
         if isinstance(exc, FolderGone):
             return self._fail(state, Reason.LOST, exc)
@@ -50,7 +60,14 @@ class Patience:
     def wait(self, site: Site, connection: Connection, exc: SpoolError | OSError, stop: threading.Event) -> bool:
         """Wait for the next try, shorter where another job got through; False where there is none: stopped, or given up."""
         silent, failed_at = isinstance(exc, Unreachable), time.monotonic()
-        limit_s = self._store.job(self._job_id).give_up_after_s or site.give_up_after_s if silent else None
+        if silent and connection.contact_at > self._failed_at:
+            self.failures = 0  # the line was back meanwhile
+        self._failed_at = failed_at
+        limit_s = self._store.job(self._job_id).give_up_after_s or site.give_up_after_s
+        if isinstance(exc, CannotTell) and exc.since_s > (limit_s or BLIND_S):
+            state = self._store.state(self._job_id)
+            reason = Reason.TRANSFER if state.state == State.CLAIMED else Reason.LOST
+            return not self._fail(state, reason, f"for {exc.since_s:.0f} s: {exc}")
         until = failed_at + self._backoff_s()
         while (now := time.monotonic()) < until:
             if silent and connection.contact_at > failed_at and now > failed_at + 1:
@@ -58,7 +75,7 @@ class Patience:
             if stop.wait(0.2):
                 return False
             silent_s = now - max(connection.contact_at, self._began_at)
-            if limit_s and silent_s > limit_s:
+            if silent and limit_s and silent_s > limit_s:
                 why = f"no contact with the site for {silent_s:.0f} s: {exc}"
                 return not self._fail(self._store.state(self._job_id), Reason.UNREACHABLE, why)
         return True

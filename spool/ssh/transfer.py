@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,15 @@ from spool.records import FileEntry
 from spool.ssh.connection import Done
 from spool.ssh.site import AtSite
 
+_TEMPORARY = re.compile(r"\.(.+)\.[A-Za-z0-9]{6}", re.DOTALL)  # rsync(1): .NAME.XXXXXX
 LOGS = ("stdout.txt", "stderr.txt", "runner.log")
 PARTIAL = ".mint-partial"
-_COMMON = ("-t", "--sparse", f"--partial-dir={PARTIAL}", "--no-links", "--safe-links", "--no-devices", "--no-specials", "--perms")
+_PARTIAL = (f"--partial-dir={PARTIAL}",)
+_COMMON = ("-t", "--sparse", "--no-links", "--safe-links", "--no-devices", "--no-specials", "--perms")
 _TO_SITE = (*_COMMON, "-r", "--chmod=Du=rwx,Dgo=,Fu+rw,Fgo=")
-_BACK = (*_COMMON, "--chmod=D2770,F660", "--from0", "--files-from=-", "--ignore-missing-args")
+# Sent once more: by content, and without what a killed rsync or the site has left in in/; run/ is the runner's, too.
+_MENDING = ("--checksum", "--timeout=86400", "--delete", "--filter=protect /run/**")
+_BACK = (*_COMMON, *_PARTIAL, "--chmod=D2770,F660", "--from0", "--files-from=-", "--ignore-missing-args")
 # While both sides read their files to compare them nothing passes for a while; a dead line is found by ssh itself.
 _CHECKSUM = ("--checksum", "--timeout=86400")
 # Appending goes on in the very file that a reader has open; it knows neither holes nor partial files.
@@ -53,11 +58,12 @@ class Chosen:
         return len(self.wanted) + len(self.not_carried)
 
 
-def send(paths: JobPaths, there: AtSite, *, checksum: bool) -> None:
-    """Bring job.json, in/ and run/ to the site. With `checksum` also a file that looks the same is compared by content."""
+def send(paths: JobPaths, there: AtSite, lock: int, *, again: bool) -> None:
+    """Bring job.json, in/ and run/ to the site. `again`: what looks the same is compared by content, all else leaves in/."""
     sources = [name for name in ("job.json", "in", "run") if (paths.folder / name).exists()]
-    again = _CHECKSUM if checksum else ()
-    _note(there, there.connection.rsync((*_TO_SITE, *again, "--", *sources, "site:./"), there.folder, paths.folder))
+    options = (*_TO_SITE, *_MENDING) if again else (*_TO_SITE, *_PARTIAL)
+    words = (*options, "--", *sources, "site:./")
+    _note(there, there.connection.rsync(words, there.folder, paths.folder, inherited=(lock,)))
 
 
 def wrong_inputs(inputs: Iterable[FileEntry], sums: Mapping[str, str]) -> list[str]:
@@ -118,10 +124,27 @@ def fetch_outputs(there: AtSite, incoming: Path, names: Iterable[str], lock: int
     """Bring `names` from ``work/`` into ``files/out/``."""
     target = incoming / "files" / "out"
     target.mkdir(mode=0o770, exist_ok=True)
+    names = list(names)
+    _keep_halves(target, names)
     asked = _files_from(names)
     if asked:
         options = (*_BACK, *_CHECKSUM) if checksum else _BACK
         _rsync_back(there, options, "work", target, asked, lock)
+
+
+def _keep_halves(target: Path, names: Iterable[str]) -> None:
+    """What a killed rsync had received of a file becomes its partial file, so that a large one goes on where it was."""
+    wanted = set(names)
+    for folder, dirs, files in os.walk(target):
+        dirs[:] = [name for name in dirs if name != PARTIAL]
+        for name in files:
+            match = _TEMPORARY.fullmatch(name)
+            path = Path(folder) / name
+            if match is None or str(path.relative_to(target)) in wanted:
+                continue
+            if str(Path(folder, match[1]).relative_to(target)) in wanted:
+                (path.parent / PARTIAL).mkdir(mode=0o770, exist_ok=True)
+                os.replace(path, path.parent / PARTIAL / match[1])
 
 
 def fetch_logs(there: AtSite, incoming: Path, lock: int, *, append: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spool import jsonio, log
 from spool.config import Site
-from spool.errors import NotFound, SpoolError
+from spool.errors import NotFound, SpoolError, Unreachable
 from spool.fields import Fields
 from spool.files import fsync_dir, read_record, replace_file
 from spool.incoming import Incoming
@@ -33,21 +33,24 @@ class NoLongerOurs(Exception):
 
 @dataclass
 class Trip:
-    """One run of one job. `base` is the site's base as it was when the run first went there, whatever spool.ini says now."""
+    """One run of one job. What it remembers of the site is in `incoming/RUN_ID/site.json`: base and disk as they were when the
+    run first went there, whatever spool.ini says now, and whether the site has ever said that it `was_started`."""
 
     store: Store
     job: Job
     site: Site
     there: AtSite
     stop: threading.Event
+    was_started: bool = False
     tailed_at: float = 0.0
+    tail_trouble: str = ""
 
     @classmethod
     def of(cls, store: Store, site: Site, connection: Connection, state: JobState, stop: threading.Event) -> Trip:
         """Return the trip of the job's current run."""
-        incoming = store.paths.job(state.id).incoming_of(state.run_id)
-        base = _remembered_base(incoming, site.base)
-        return cls(store, store.job(state.id), site, AtSite(connection, base, state.id, state.run_id), stop)
+        trip = cls(store, store.job(state.id), site, AtSite(connection, site.base, state.id, state.run_id), stop)
+        trip.recall()
+        return trip
 
     @property
     def paths(self) -> JobPaths:
@@ -65,6 +68,47 @@ class Trip:
         if state.run_id != self.there.run_id or state.state not in WITH_SITE:
             raise NoLongerOurs
         return state
+
+    def recall(self) -> None:
+        """Take what was remembered of this run; on its first call there is nothing, and its base is recorded."""
+        try:
+            known = Fields(jsonio.loads(read_record(self.incoming / "site.json", 65536), "site.json"), "site.json")
+        except FileNotFoundError:
+            self._remember()
+            return
+        at = self.there
+        self.there = AtSite(at.connection, known.string("base"), at.job_id, at.run_id, known.string("disk", ""))
+        self.was_started = known.boolean("was_started", False)
+
+    def _remember(self) -> None:
+        Incoming(self.incoming).prepare()
+        value = {"base": self.there.base, "disk": self.there.disk, "was_started": self.was_started}
+        replace_file(self.incoming / "site.json", jsonio.dumps(value))
+
+    def note_started(self) -> None:
+        """Remember that the site has said so: should it ever forget, it is not asked to start the command again."""
+        if not self.was_started:
+            self.was_started = True
+            self._remember()
+
+    def enter(self) -> bool:
+        """Make the folder at the site this run's; False where another run, which this spool has forgotten, was started there.
+
+        The job is that run's then: the spool comes from a backup, and its command is not started a second time.
+        """
+        state, before = self.state(), self.there.disk
+        earlier = {entry.run_id for entry in self.store.history(state) if entry.run_id and entry.attempt < state.attempt}
+        found = self.there.enter(sorted(earlier))
+        if not found:
+            if self.there.disk != before:
+                self._remember()
+            return True
+        at = self.there
+        self.store.adopt_found(at.job_id, found, by=AGENT, instead_of=at.run_id)
+        log.warning("adopted", job=at.job_id, run=found, why="the site has this run, which the spool does not know (a restore?)")
+        self.there = AtSite(at.connection, at.base, at.job_id, found, at.disk)
+        self._remember()
+        return False
 
     def pause(self, seconds: float) -> None:
         """Wait; `Stopped` where the push is ending."""
@@ -85,10 +129,12 @@ class Trip:
         try:
             with transfer.fetch_lock(self.incoming, self.pause) as lock:
                 transfer.fetch_logs(self.there, self.incoming, lock, append=True)
-        except SpoolError as exc:
-            if exc.transient:
-                raise
-            log.warning("logs_not_fetched", job=self.there.job_id, why=exc)
+        except Unreachable:
+            raise
+        except (SpoolError, OSError) as exc:  # no room here, say: they come with the results
+            if self.tail_trouble != str(exc):
+                self.tail_trouble = str(exc)
+                log.warning("logs_not_fetched", job=self.there.job_id, why=exc)
 
     def take_back_half_moved(self) -> None:
         """Undo what a crash left between the move of the results to their place and the final state: fetching goes on from it."""
@@ -109,16 +155,6 @@ class Trip:
             self.there.delivered(spool_id, self.site.keep_days)
         except (SpoolError, OSError, Stopped) as exc:
             log.warning("not_marked_delivered", job=self.there.job_id, why=exc)
-
-
-def _remembered_base(incoming: Path, base: str) -> str:
-    """Return the base that this run has used so far; on its first call that is `base`, and it is recorded."""
-    path = incoming / "site.json"
-    with contextlib.suppress(FileNotFoundError):
-        return Fields(jsonio.loads(read_record(path, 65536), "site.json"), "site.json").string("base")
-    Incoming(incoming).prepare()
-    replace_file(path, jsonio.dumps({"base": base}))
-    return base
 
 
 def forget(store: Store, site: str, job_id: str) -> None:

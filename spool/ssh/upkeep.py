@@ -52,7 +52,7 @@ class Upkeep:
 
     def _expire(self, site: Site) -> None:
         for entry in self._store.queue.waiting(site.name, self._store.queue.users(site.name)):
-            with contextlib.suppress(SpoolError):
+            with contextlib.suppress(SpoolError, OSError):  # the next round looks again
                 self._store.expire(entry.job_id)
 
     def _clean(self, site: Site, connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -124,12 +125,13 @@ class Company:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder: name -> bytes."""
+    """Every file below a folder: name -> bytes; one that goes away meanwhile is left out."""
     found = {}
     for path, _, names in os.walk(folder):
         for name in names:
             full = Path(path) / name
-            found[str(full.relative_to(folder))] = full.read_bytes()
+            with contextlib.suppress(FileNotFoundError):
+                found[str(full.relative_to(folder))] = full.read_bytes()
     return found
 
 

@@ -28,7 +28,8 @@ class Hand:
     def __init__(self, company: Company, wire: Wire, folder: Path) -> None:
         self.wire = wire
         self.company = company
-        self.client = Client(wire.url, company.rig.token("mint", "agent", site=SITE))
+        token = company.rig.token("mint", "agent", site=SITE)
+        self.client = Client(wire.url, lambda: token)
         self.paths = JobPaths(folder / "job")
         self.paths.folder.mkdir()
         self.paths.out.mkdir()

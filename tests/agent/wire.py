@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import socketserver
 import threading
@@ -29,7 +30,9 @@ class Act:
 
     `cut_body`, `cut_answer`: so many bytes of the body pass, then the line is cut. `lose`: the server answers, nobody hears
     it. `damage`: that byte of the answer's body is changed. `hold_body`, `hold_answer`: so many bytes pass, the rest when
-    `go` is set. `status`: the proxy answers that itself, with `page` (HTML unless `headers` say otherwise).
+    `go` is set. `status`: the proxy answers that itself, with `page` (HTML unless `headers` say otherwise); with `after` only
+    when the server has answered, whose answer nobody hears. `only`: what the server's answer must hold for `after`, `lose` and
+    `hold_answer` to be done; `met` is set when they are.
     """
 
     cut_body: int | None = None
@@ -42,6 +45,9 @@ class Act:
     status: int = 0
     page: bytes = b"<html><body>a proxy's page</body></html>"
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "text/html"})
+    after: bool = False
+    only: bytes = b""
+    met: threading.Event = field(default_factory=threading.Event)
 
 
 Rule = Callable[[Request], "Act | None"]
@@ -99,22 +105,28 @@ class Wire:
         request = Request(method, path, headers, int(headers.get("content-length", "0")))
         self.seen.append(request)
         act = self.rule(request) or Act()
-        if act.status:
+        if act.status and not act.after:
             _skip(reader, request.body_bytes)
-            extra = "".join(f"{key}: {value}\r\n" for key, value in act.headers.items())
-            head = f"HTTP/1.1 {act.status} Nothing\r\nContent-Length: {len(act.page)}\r\n{extra}Connection: close\r\n\r\n"
-            client.sendall(head.encode() + (b"" if method == "HEAD" else act.page))
+            _page(client, act, method)
             return
         with socket.create_connection(("127.0.0.1", self.upstream)) as server:
             kept = "".join(f"{key}: {value}\r\n" for key, value in headers.items() if key != "connection")
             server.sendall(f"{line}\r\n{kept}Connection: close\r\n\r\n".encode("latin-1"))
             _pass(reader, server, request.body_bytes, act.cut_body, act.hold_body, act.go)
-            self._answer(client, server, act)
+            self._answer(client, server, act, method)
 
     @staticmethod
-    def _answer(client: socket.socket, server: socket.socket, act: Act) -> None:
+    def _answer(client: socket.socket, server: socket.socket, act: Act, method: str) -> None:
         with server.makefile("rb") as reader:
             line, headers = _head(reader)
+            if act.only or act.after:
+                body = reader.read()
+                reader = io.BufferedReader(io.BytesIO(body))
+                act = act if act.only in body else Act()
+            act.met.set()
+            if act.after:
+                _page(client, act, method)
+                return
             if act.lose:
                 while reader.read(BLOCK):
                     pass
@@ -125,6 +137,12 @@ class Wire:
                 before = reader.read(act.damage)
                 client.sendall(before + bytes([reader.read(1)[0] ^ 0xFF]))
             _pass(reader, client, None, act.cut_answer, act.hold_answer, act.go)
+
+
+def _page(client: socket.socket, act: Act, method: str) -> None:
+    extra = "".join(f"{key}: {value}\r\n" for key, value in act.headers.items())
+    head = f"HTTP/1.1 {act.status} Nothing\r\nContent-Length: {len(act.page)}\r\n{extra}Connection: close\r\n\r\n"
+    client.sendall(head.encode() + (b"" if method == "HEAD" else act.page))
 
 
 def _head(reader: Any) -> tuple[str, dict[str, str]]:

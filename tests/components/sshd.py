@@ -26,8 +26,9 @@ class Sshd:
     `ssh_config` names it `site`, for `ssh -F`. Everything lies in `folder`, of which `home` is HOME on the far side.
     """
 
-    def __init__(self, name: str = "site", jump: Sshd | None = None) -> None:
+    def __init__(self, name: str = "site", jump: Sshd | None = None, address: str = "127.0.0.1") -> None:
         self.name = name
+        self.address = address
         # A short path of its own: a ControlPath must fit into the 108 bytes of a Unix socket's name.
         self.folder = Path(tempfile.mkdtemp(prefix="mint-sshd-"))
         self.home = self.folder / "home"
@@ -42,7 +43,7 @@ class Sshd:
         _make_key(self.key)
         _make_key(self.folder / "host_key")
         host_key = " ".join((self.folder / "host_key.pub").read_text().split()[:2])
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {host_key}\n")
+        self.known_hosts.write_text(f"[{address}]:{self.port} {host_key}\n")
         self.authorize()
         self._config = self.folder / "sshd_config"
         self._config.write_text(self._server_config())
@@ -52,7 +53,7 @@ class Sshd:
     def _server_config(self) -> str:
         return f"""\
 Port {self.port}
-ListenAddress 127.0.0.1
+ListenAddress {self.address}
 HostKey {self.folder}/host_key
 PidFile {self.folder}/sshd.pid
 AuthorizedKeysFile {self.authorized_keys}
@@ -72,7 +73,7 @@ LogLevel VERBOSE
         """The `Host` entry for this server; through `jump` (whose entry comes along) where one is given."""
         entry = f"""\
 Host {self.name}
-  HostName 127.0.0.1
+  HostName {self.address}
   Port {self.port}
   User {self.user}
   IdentityFile {self.key}
@@ -98,7 +99,7 @@ Host {self.name}
         assert binary, "no sshd here: tools/test installs openssh-server"
         process = Process([binary, "-D", "-e", "-f", self._config], log=self.folder / "sshd.log")
         self._process = process
-        wait_until(lambda: accepts(self.port) or not process.running, 10, f"sshd listens on {self.port}")
+        wait_until(lambda: accepts(self.port, self.address) or not process.running, 10, f"sshd listens on {self.port}")
         assert process.running, process.output()
 
     def stop(self, cut: bool = True) -> None:

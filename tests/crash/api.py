@@ -10,8 +10,9 @@ from typing import Any
 
 from server.spools import AGENT, SITE, USER
 from spool.config import LiveConfig
+from spool.errors import Busy
 from spool.server.app import build, token_file
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.server.tokens import TokenFile
 from spool.server.wakeups import Wakeups
 from spool.store import Store
@@ -60,4 +61,7 @@ def sync(root: Path, case: Mapping[str, str], *jobs: Mapping[str, Any]) -> list[
         "site": SITE, "agent": AGENT, "generation": ORDER[0], "seq": ORDER[1], "room": 0 if jobs else 1, "wait_s": 0,
         "jobs": list(jobs),
     }  # fmt: skip
-    return list(json.loads(call(root, case, "POST", "/v1/sync", json.dumps(request).encode())[1])["jobs"])
+    told = list(json.loads(call(root, case, "POST", "/v1/sync", json.dumps(request).encode())[1])["jobs"])
+    if any((job["want"], job["state"]) == ("run", "unknown") for job in told):
+        raise Busy("a job is put off: the server cannot judge it now", hint="sync again")
+    return told

@@ -44,6 +44,15 @@ def at_any_moment(store: Store, case: Case, before: int, *, twice: bool = False)
 
 
 def job_at_any_moment(store: Store, state: JobState) -> None:
+    record_at_any_moment(store, state)
+    if state.state != State.NEW and state.inputs:
+        assert (store.paths.job(state.id).inputs / "beam.inp").read_bytes() == DECK
+    if state.state == State.COMPLETED:
+        came_back(store, state)
+
+
+def record_at_any_moment(store: Store, state: JobState) -> None:
+    """Of any job: its records can be read, its history has no hole, the indexes name it."""
     paths, job = store.paths, store.paths.job(state.id)
     json.loads(job.job.read_bytes())
     if state.state == State.QUEUED:
@@ -52,15 +61,11 @@ def job_at_any_moment(store: Store, state: JobState) -> None:
         assert (paths.new / state.id).exists(), "new, and it will never expire"
     if state.state in WITH_SITE:
         assert (paths.active / state.site / state.agent / state.id).exists(), "with its site, and nobody will ask for it"
-    if state.state != State.NEW and state.inputs:
-        assert (job.inputs / "beam.inp").read_bytes() == DECK
     revisions = revisions_of(store, state)
     assert revisions in (list(range(1, state.revision + 1)), list(range(1, state.revision))), f"history has {revisions}"
     assert [entry.revision for entry in store.history(state)] == list(range(1, state.revision + 1))
     if job.result.exists():
         Result.parse(job.result.read_bytes())
-    if state.state == State.COMPLETED:
-        came_back(store, state)
 
 
 def came_back(store: Store, state: JobState) -> None:

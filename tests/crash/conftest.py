@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from crash.harness import Operator
+from crash.harness import EXHAUSTIVE, Operator
 from spool.creation import SPOOL_UMASK
 
 SHM = Path("/dev/shm")
@@ -44,11 +44,15 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many points of each fault were made, here and in the workers."""
-    total: dict[str, int] = {}
+    """How many points were made, here and in the workers: in all, and with `MINT_EXHAUSTIVE` of each operation."""
+    each: dict[str, int] = {}
     for report in terminalreporter.stats.get("passed", []):
         for name, value in report.user_properties:
-            if name.startswith("points"):
-                total[name] = total.get(name, 0) + int(value)
-    for name in sorted(total):
-        terminalreporter.write_line(f"{name}: {total[name]}")
+            if name.startswith("points, "):
+                each[name] = each.get(name, 0) + int(value)
+    total: dict[str, int] = {}
+    for name, value in each.items():
+        kind = name.rpartition(", ")[2] if name.endswith((", killed", ", failed")) else "in whole programs"
+        total[f"crash points, {kind}"] = total.get(f"crash points, {kind}", 0) + value
+    for name, value in sorted({**total, **(each if EXHAUSTIVE else {})}.items()):
+        terminalreporter.write_line(f"{name}: {value}")

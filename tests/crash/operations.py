@@ -52,7 +52,7 @@ from spool.paths import JobPaths, SpoolPaths
 from spool.records import Job, Result
 from spool.results import accept, keep_late
 from spool.scratch import sweep
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.states import State
 from spool.store import Store
 

@@ -16,7 +16,7 @@ _ARGUMENT = re.compile(r'(?:\d+|AT_FDCWD)<([^>]*)>|"((?:[^"\\]|\\.)*)"')
 _TEMPORARY = re.compile(r"\.[^/]*\.tmp|put\.[0-9a-f]+|spool\.(?:json|ini)\.[0-9a-f]+")
 _ON_ONE_FILE = ("write", "pwrite64", "ftruncate", "fsync", "fdatasync")
 # Derived, for a moment only, or empty and made anew where it is missing.
-_MAY_BE_LOST = ("journal", "tmp", "locks")
+_MAY_BE_LOST = ("journal", "tmp", "locks", "in.part")
 
 
 class Call(NamedTuple):
@@ -89,7 +89,7 @@ class Order:
 
     def _named(self, path: str) -> None:
         parent, _, name = path.rpartition("/")
-        if path not in self._there and not _TEMPORARY.fullmatch(name):
+        if path not in self._there and name != "lock" and not _TEMPORARY.fullmatch(name):
             self._folders.setdefault(parent, path)
 
     def _rename(self, source: str, target: str) -> None:

@@ -10,10 +10,10 @@ from crash.cases import arriving, result_of, send, sent
 from crash.checks import came_back
 from crash.inventory import FILES
 from server.spools import AGENT, new_store
+from spool.attempts import set_attempt_aside
 from spool.errors import DigestMismatch
 from spool.results import accept
 from spool.states import State
-from spool.store import set_attempt_aside
 
 pytestmark = pytest.mark.filterwarnings("ignore:Warning.*:DeprecationWarning")
 

@@ -16,6 +16,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Warning.*:DeprecationWarning")
 MANY = 150  # of an operation with more points, such as the making of 256 locks, CI takes this many, evenly spread
 
 
+TIMEOUT_S = 7200 if EXHAUSTIVE else 600
+
+
 def sample(found: list[Point]) -> list[Point]:
     """All of them, or without `MINT_EXHAUSTIVE` at most so many, always the same."""
     step = 1 if EXHAUSTIVE else max(1, -(-len(found) // MANY))
@@ -34,7 +37,7 @@ def hit_all(bench: Bench, chosen: list[tuple[Point, str]]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_killed_anywhere(
     name: str, operator: Operator, folder: Path, record_property: Callable[[str, object], None]
@@ -46,7 +49,7 @@ def test_killed_anywhere(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_disk_fails_anywhere(
     name: str, operator: Operator, folder: Path, record_property: Callable[[str, object], None]

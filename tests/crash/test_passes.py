@@ -15,12 +15,14 @@ from components.process import Process
 from components.sshd import Sshd
 from components.strace import points
 from components.waiting import wait_until
+from crash.harness import EXHAUSTIVE
 from crash.passes import TracedRig, chosen
 from ssh.conftest import Pushed
 
 SCRIPT = "echo started >> {counter}; cat beam.inp beam.inp > beam.dat; echo done"
 DECK = b"1, 2, 3\n"
 PASSES = 6  # after a fault one is enough; the machine may be slow
+TIMEOUT_S = 8 * 3600 if EXHAUSTIVE else 1200
 Record = Callable[[str, object], None]
 
 
@@ -70,7 +72,7 @@ def company(tmp_path: Path) -> Iterator[Callable[[str], Company]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(TIMEOUT_S)
 def test_a_pass_of_the_agent(company: Callable[[str], Company], tmp_path: Path, record_property: Record) -> None:
     made = company("spool_agent.py")
     rig: Any = made.rig
@@ -92,7 +94,7 @@ def test_a_pass_of_the_agent(company: Callable[[str], Company], tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(TIMEOUT_S)
 def test_a_pass_of_the_push(tmp_path: Path, sshd: Sshd, record_property: Record) -> None:
     rig = TracedRig(tmp_path / "rig", "ssh_push.py")
     push = Pushed(rig, sshd, sshd.home / "base", {})
@@ -117,7 +119,7 @@ def test_a_pass_of_the_push(tmp_path: Path, sshd: Sshd, record_property: Record)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(TIMEOUT_S)
 def test_a_pass_of_the_server(company: Callable[[str], Company], tmp_path: Path, record_property: Record) -> None:
     """The agent goes on all the while; the server is started again as often as it is killed."""
     made = company("spool_server.py")

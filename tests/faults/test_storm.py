@@ -17,6 +17,7 @@ from typing import Callable
 
 import pytest
 
+from components.figures import tell
 from components.process import Process
 from components.rig import Rig, Section
 from components.sshd import Sshd
@@ -89,7 +90,7 @@ def storm(tmp_path: Path, sshd: Sshd) -> Iterator[Storm]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(int(STORM_S * 3 + 600))
-def test_every_job_ends_once_and_is_started_once(storm: Storm) -> None:
+def test_every_job_ends_once_and_is_started_once(storm: Storm, record_property: Callable[[str, object], None]) -> None:
     pause = threading.Event()
     jobs: list[str] = []
     until = time.monotonic() + STORM_S
@@ -102,7 +103,9 @@ def test_every_job_ends_once_and_is_started_once(storm: Storm) -> None:
     wait_until(lambda: storm.ended(jobs) == JOBS, STORM_S * 2 + 300, "every job has ended", every_s=0.5)
     states = {job: storm.rig.state(job) for job in jobs}
     ends = Counter(state["state"] for state in states.values())
-    print(f"\nstorm: {JOBS} jobs, kills: {dict(storm.kills)}, ended: {dict(ends)}")
+    told = f"storm: {JOBS} jobs in {STORM_S:.0f} s, kills: {dict(storm.kills)}, ended: {dict(ends)}"
+    record_property("figures", told)
+    tell(f"{told}")
     starts = Counter(storm.counter.read_text().split())
     failed = [state for state in states.values() if state["state"] != "completed"]
     assert [(state["id"], state["state"], state.get("reason"), starts[state["id"]]) for state in failed] == []

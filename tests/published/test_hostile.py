@@ -85,6 +85,7 @@ def test_a_poller_whose_job_went_to_another_may_not_go_on(institute: Institute, 
 def test_late_steps_of_an_earlier_attempt_touch_nothing(institute: Institute, here: Caller, there: Caller) -> None:
     job = institute.registered()
     here.up_to(job, "start")
+    here.request()
     here.request()  # lost
     institute.rig.spoolctl("requeue", job)
     there.up_to(job, "start")
@@ -268,12 +269,15 @@ def test_a_job_of_a_poller_is_no_agents(institute: Institute, here: Caller, step
     assert sync(here, room=5) == []
     run_id = "00000000-0000-4000-8000-000000000000"
     (told,) = sync(here, room=5, seq=1, jobs=[{"id": job, "run_id": run_id, "state": "running"}])
-    assert told["want"] == "cancel"
+    assert told["want"] == "keep", "a run that MInt does not know: nothing of it is touched"
     upload = here.call("PATCH", f"jobs/{job}/files/out/out.dat?run_id={run_id}", b"x", base="/v1", Upload_Offset="0")
     assert upload.status == 409
     finish = {"format": 1, "id": job, "run_id": run_id, "attempt": 1, "exit_code": 0, "reason": "", "files": []}
     assert here.call("POST", f"jobs/{job}/finish", finish, base="/v1").status in (400, 409)
-    assert institute.rig.state(job) == before
+    remarked = {"revision", "changed_at", "last"}  # a late result is noted in the history
+    after = institute.rig.state(job)
+    assert {key: after[key] for key in after if before.get(key) != after[key]}.keys() <= remarked
+    assert not (institute.rig.job(job) / "out").exists()
 
 
 # ---- cancel
@@ -301,7 +305,8 @@ def test_a_cancel_races_with_the_next_step(institute: Institute, here: Caller, h
     assert answer.told in {(200, 200), (200, 401)}
     if how == "submitter":
         assert first(institute.submitter().status(job))["code"] == 400
-    assert here.request().told == (200, "0300")
+    for _ in range(2):  # the first may be one that was given up long ago
+        assert here.request().told == (200, "0300")
     ends = [state for state in history(institute, job) if state in ("canceled", "completed", "failed")]
     assert set(ends) == {"completed" if step == "results" and "completed" in ends else "canceled"}
     assert institute.rig.state(job)["state"] == ends[0]

@@ -21,7 +21,7 @@ from server.crashing import each_crash
 from spool.config import LiveConfig
 from spool.scratch import sweep
 from spool.server.app import build, token_file
-from spool.server.sync import Contacts
+from spool.server.contacts import Contacts
 from spool.server.wakeups import Wakeups
 from spool.store import Store
 
@@ -114,7 +114,7 @@ class Case:
     def up_to(self, *names: str) -> None:
         for name in names:
             answer = self.step(name)
-            assert answer.told == (200, 200), (name, answer)
+            assert answer.told == (200, "0300" if name == "request" else 200), (name, answer)
             if name == "add":
                 self.job = str(answer.error["accept_id"])
 
@@ -192,7 +192,8 @@ def test_a_killed_second_sending_is_never_mixed_with_the_first(tmp_path: Path) -
 @pytest.mark.parametrize("step", ["start", "end", "results"])
 def test_a_killed_poller_request_is_repeated(tmp_path: Path, step: str) -> None:
     """A poller that was killed too asks for its next job: what it had is ended, whole."""
-    for case in crashes(tmp_path, ORDER[: ORDER.index(step) + 1], "request"):
+    asked_once = () if step == "results" else ("request",)  # the first may be one that was given up long ago
+    for case in crashes(tmp_path, (*ORDER[: ORDER.index(step) + 1], *asked_once), "request"):
         assert case.step("request").told == (200, "0300")
         state = Store.open(case.root).state(case.job)
         assert state.state == {"start": "failed", "end": "failed", "results": "completed"}[step]
@@ -204,6 +205,7 @@ def test_a_killed_cancel_is_repeated(tmp_path: Path, before: int) -> None:
     for case in crashes(tmp_path, ORDER[:before], "cancel"):
         assert case.step("cancel").told in ((200, 200), (400, 400)), "400: it is gone already"
         assert case.step("status").told == (200, 400)
-        assert case.step("request").told == (200, "0300")
+        for _ in range(2):
+            assert case.step("request").told == (200, "0300")
         assert Store.open(case.root).state(case.job).state == ("completed" if before == 8 else "canceled")
         assert case.step("request").told == (200, "0300"), "an index may list too much, but nothing is made of it"

@@ -17,8 +17,8 @@ from server.spools import config, new_store, quick_job
 from spool.config import LiveConfig
 from spool.published import MAX_BODY_BYTES
 from spool.records import FileEntry, Job, JobState
+from spool.server.contacts import Contacts
 from spool.server.published_forms import why_not_for_a_poller
-from spool.server.sync import Contacts
 from spool.server.upkeep import Upkeep
 from spool.states import State
 
@@ -36,6 +36,7 @@ def test_the_status_of_an_end_is_told_before_the_end(institute: Institute) -> No
     poller, submitter = institute.poller(), institute.submitter()
     job = started(institute, poller)
     assert first(submitter.status(job))["message"] == "status:none"
+    poller.request()
     poller.request()  # the job is lost: final at once
     assert first(submitter.progress(job))["message"] == "status:getting return"
     assert first(submitter.status(job))["message"] == "status:abnormal"

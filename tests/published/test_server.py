@@ -217,11 +217,27 @@ def test_a_poller_that_starts_again_gives_back_what_it_did_not_start(institute: 
     assert institute.rig.state(job)["state"] == "queued"
 
 
+def test_a_request_that_comes_late_ends_nothing(institute: Institute) -> None:
+    """A line that was cut delivers it after the steps that followed it; each step makes the next one the first again."""
+    poller = institute.poller()
+    job = institute.registered()
+    for step in (poller.params, poller.params_complete, poller.start):
+        step(job)
+    assert told(poller.request()) == (200, "0300")
+    assert told(poller.end(job, "calc end")) == (200, 200)
+    assert told(poller.request()) == (200, "0300")
+    assert told(poller.send_results(job, RESULTS)) == (200, 200)
+    assert told(poller.end_send(job)) == (200, 200)
+    assert institute.rig.state(job)["state"] == "completed"
+
+
 def test_a_poller_that_lost_a_started_job_has_lost_it(institute: Institute) -> None:
     poller = institute.poller()
     job = institute.registered()
     for step in (poller.params, poller.params_complete, poller.start):
         step(job)
+    assert told(poller.request()) == (200, "0300")
+    assert institute.rig.state(job)["state"] == "running", "it may be a request that was given up before the start"
     assert told(poller.request()) == (200, "0300")
     state = institute.rig.state(job)
     assert (state["state"], state["reason"]) == ("failed", "lost")

@@ -23,7 +23,7 @@ BASE = "/mi-distcomp-api/"
 
 
 class TheirServer:
-    """The server on 127.0.0.1; a context manager. `tokens` says whose each token is, `sites` which commands a site has."""
+    """The server on `host`; a context manager. `tokens` says whose each token is, `sites` which commands a site has."""
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class TheirServer:
         finish_abandoned: bool = False,
         clock: Callable[[], float] = time.monotonic,
         ssl_context: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.tokens = tokens
         self.shelf = Shelf(sites, clock)
@@ -59,12 +60,12 @@ class TheirServer:
             "send-results": ("POST", external.send_results),
             "end-send": ("POST", external.end_send),
         }
-        self._http = _Http(("127.0.0.1", port), type("Handler", (_Handler,), {"their": self}))
+        self._http = _Http((host, port), type("Handler", (_Handler,), {"their": self}))
         if ssl_context:
             # The handshake belongs into the request's thread: a client that stalls must not stop the others.
             self._http.socket = ssl_context.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
         self.port = self._http.server_address[1]
-        self.url = f"{'https' if ssl_context else 'http'}://127.0.0.1:{self.port}"
+        self.url = f"{'https' if ssl_context else 'http'}://{host}:{self.port}"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> TheirServer:

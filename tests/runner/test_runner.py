@@ -620,7 +620,7 @@ STUBBORN_TREE = (
     "    open(name, 'w').write(str(os.getpid()))\n"
     "    while True: signal.pause()\n"
     "child('same', False); child('other', True)\n"
-    "while not (os.path.exists('same') and os.path.exists('other')): time.sleep(0.01)\n"
+    "while not all(os.path.exists(name) and os.path.getsize(name) for name in ('same', 'other')): time.sleep(0.01)\n"
     "open('ready', 'w').close()\n"
     "while True: signal.pause()\n"
 )

@@ -37,7 +37,8 @@ from spool.options import Section
 from spool.paths import JobPaths, SpoolPaths
 from spool.records import HistoryEntry, Job, JobState, Result
 from spool.runner import RUNNER_SH
-from spool.server import pages, problems, sync
+from spool.server import contacts, pages, problems, sync
+from spool.server import request as sync_request
 from spool.server.auth import Asker
 from spool.server.published import Published
 from spool.server.tokens import ROLES, Token
@@ -332,15 +333,15 @@ def told(tmp_path: Path) -> Iterator[dict[str, Any]]:
     asker = Asker(Token("1", "", "", job.user, ("agent",), (), ""))
     body = jsonio.dumps({"site": job.site, "agent": "a", "room": 1})
     try:
-        yield sync.Sync(store, live, wakeups, sync.Contacts(store)).answer(asker, body)
+        yield sync.Sync(store, live, wakeups, contacts.Contacts(store)).answer(asker, body)
     finally:
         wakeups.close()
 
 
 def test_sync_fields(told: dict[str, Any]) -> None:
     request, held, answer, job, wants = tables(section("docs/protocol.md", "sync"))
-    assert column(request) == [field.name for field in dataclasses.fields(sync.Request)]
-    assert column(held) == [field.name for field in dataclasses.fields(sync.Held)]
+    assert column(request) == [field.name for field in dataclasses.fields(sync_request.Request)]
+    assert column(held) == [field.name for field in dataclasses.fields(sync_request.Held)]
     assert column(answer) == list(told)
     assert column(job) == list(told["jobs"][0])
     assert sorted(column(wants)) == sorted(_wants())
@@ -371,8 +372,8 @@ def _constants(node: ast.AST | None) -> set[str]:
 def test_numbers_of_the_protocol() -> None:
     agent = {option.name: option.default for option in agent_config.AGENT.options}
     server = {option.name: option.default for option in spool_config.SERVER.options}
-    assert sync.MAX_WAIT_S == 25
-    assert sync.MAX_ROOM == 1000
+    assert sync_request.MAX_WAIT_S == 25
+    assert sync_request.MAX_ROOM == 1000
     assert (agent["poll_s"], agent["heartbeat_s"], server["claim_return_s"]) == (15, 60, 600)
     assert (pages.LATE_S, pages.UNREACHABLE_S) == (180, 600)
     assert problems.RETRY_AFTER_S == 5

@@ -219,7 +219,7 @@ def group(incoming: Incoming, members: dict[str, bytes]) -> int:
 
 
 def litter(incoming: Incoming) -> list[str]:
-    return sorted(set(os.listdir(incoming.files.parent)) - {"files", "offsets"})
+    return sorted(set(os.listdir(incoming.files.parent)) - {"files", "offsets", "lock"})
 
 
 def test_a_group(incoming: Incoming) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Callable
 
@@ -99,6 +100,10 @@ def test_claimed_cannot_complete_but_can_be_refused(store: Store) -> None:
     assert store.state(state.id) == state
     assert store.result(state.id) is None
     assert outcome(store, state.id) == {}
+    late = send(store, state)
+    shutil.rmtree(store.paths.job(state.id).incoming)
+    with pytest.raises(Conflict, match="claimed"):  # not that its files are damaged: a restored spool took none of them
+        accept(store, late, by=AGENT)
     ended = accept(store, result_of(state, reason="refused_by_site", message="no", exit_code=None), by=AGENT)
     assert (ended.state, ended.reason) == (State.FAILED, "refused_by_site")
 
