@@ -1,6 +1,6 @@
 """Server, agent and push are killed at random for minutes while jobs of both modes run: each job ends once, started once.
 
-60 jobs and two minutes in CI; 500 jobs and twenty minutes with MINT_EXHAUSTIVE=1 (`tools/test --exhaustive`).
+60 jobs and a storm of 90 s in CI; 500 jobs and twenty minutes with MINT_EXHAUSTIVE=1 (`tools/test --exhaustive`).
 """
 
 from __future__ import annotations
