@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ class NetRig(Rig):
 
     def __init__(self, root: Path, net: Net) -> None:
         super().__init__(root)
-        self.net = net
+        self.net, self.address = net, net.mint.address
         self.url = f"http://{net.mint.address}:{self.port}"
         self.counter = root / "counter"
 
@@ -61,17 +60,7 @@ class NetRig(Rig):
 
     def health(self) -> int | None:
         """The status of `GET /health`, asked on MInt's host; None when nothing answers."""
-        return self.net.mint.within(self._health)
-
-    def _health(self) -> int | None:
-        connection = http.client.HTTPConnection(self.net.mint.address, self.port, timeout=5)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status
-        except (OSError, http.client.HTTPException):
-            return None
-        finally:
-            connection.close()
+        return self.net.mint.within(super().health)
 
     # ---- jobs
 

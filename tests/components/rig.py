@@ -49,7 +49,7 @@ class Rig:
         self.home = root / "home"
         self.home.mkdir(parents=True, exist_ok=True)
         self.env = clean_env(self.home)
-        self.port = free_port()
+        self.address, self.port = "127.0.0.1", free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._processes: list[Process] = []
 
@@ -164,7 +164,7 @@ class Rig:
 
     def health(self) -> int | None:
         """The status of `GET /health`, None when nothing answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=5)
         try:
             connection.request("GET", "/health")
             return connection.getresponse().status

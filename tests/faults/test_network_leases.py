@@ -75,8 +75,13 @@ def cut_longer_than_the_limit(rig: NetRig, job: str) -> None:
     assert rig.ended(job)["state"] == "completed"
     assert attempts(rig, job) == rig.starts(job) == 2, "one start for each attempt"
     assert rig.out(job, "end.out") == "終わり\n".encode()
-    history = map(json.loads, (rig.job(job) / "history.jsonl").read_text().splitlines())
-    assert sum(line["to"] == "completed" and line["from"] != "completed" for line in history) == 1
+
+    def completions() -> int:
+        history = map(json.loads, (rig.job(job) / "history.jsonl").read_text().splitlines())
+        return sum(line["to"] == "completed" and line["from"] != "completed" for line in history)
+
+    wait_until(completions, 60, "the history says so too: its line is written after the state")
+    assert completions() == 1
 
 
 @pytest.mark.slow

@@ -177,7 +177,7 @@ def test_a_cancel_reaches_a_command_whose_disk_is_full(full: Short) -> None:
     wait_until(full.starts.exists, 60, "the command runs")
     full.disk.take()
     full.rig.spoolctl("cancel", job)
-    full.said("event=tried_again", "step=run", "hint=")
+    full.said("event=runner_failed", "hint=")
     assert full.rig.state(job)["state"] == "running", "not confirmed, so not over"
     full.disk.give()
     assert full.ended(job, 90)["state"] == "canceled"
