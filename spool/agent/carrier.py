@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import threading
 import time
 from dataclasses import replace
-from typing import Callable, TypeVar
 
 from spool import log
 from spool.agent import policy, release, transfer
 from spool.agent.client import retry_delay_s
-from spool.agent.config import AgentConfig
-from spool.agent.folder import LocalJob
-from spool.agent.protocol import JobClient
-from spool.agent.troubles import Left, hint_for, is_tried_again, may_pass, said
+from spool.agent.troubles import Left, said
+from spool.agent.watching import MOST_TRIES, Watcher
 from spool.errors import (
     Conflict,
     DigestMismatch,
@@ -33,81 +29,16 @@ from spool.errors import (
     Unreachable,
 )
 from spool.files import replace_file
-from spool.records import CANCELED, Job, Result
+from spool.records import CANCELED, Result
 from spool.results import Outputs, final_state, judge, no_run
-from spool.runner import LocalRunner, RunStatus, write_run
+from spool.runner import RunStatus, write_run
 from spool.states import Reason, State
 
-FIRST_LOOK_S = 0.02
-LAST_LOOK_S = 0.5
-STATUS_EVERY_S = 10.0
-LOG_EVERY_S = 2.0
 SEND_TRIES = 4
-MOST_TRIES = 4
-RUNNER_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
-
-T = TypeVar("T")
 
 
-class Carrier:
-    """Carries one job in a thread of its own. `told` is what the latest sync said is wanted of it."""
-
-    def __init__(
-        self, local: LocalJob, client: JobClient, config: AgentConfig, runner: LocalRunner, sync_soon: Callable[[], None]
-    ) -> None:
-        self.local = local
-        self.done = False
-        self.kept = False
-        self.waits_for_command = threading.Event()
-        self._client = client
-        self._config = config
-        self._runner = runner
-        self._sync_soon = sync_soon
-        self._wanted = ""
-        self._asked: Job | None = None
-        self._hiccups = 0
-        self._launched = False
-        self._kept: transfer.Sender | None = None
-        self._news = threading.Event()
-        self._leave = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"job-{local.state.id[:8]}", daemon=True)
-
-    def start(self) -> None:
-        """Start carrying."""
-        self._thread.start()
-
-    @property
-    def wanted(self) -> str:
-        """What the server was last heard to want of this job."""
-        return self._wanted
-
-    def tell(self, want: str) -> bool:
-        """Pass on what the server wants of this job; return whether that is news."""
-        news, self._wanted = want != self._wanted, want
-        if news:
-            self._news.set()
-        return news
-
-    def forget(self) -> None:
-        """End a kept run, whose thread has ended: MInt has kept its record, and takes nothing else of it."""
-        self._close(State.CANCELED, "MInt keeps the record of this run, and takes nothing else of it")
-        self.kept, self.done = False, True
-
-    def leave(self) -> None:
-        """Have the thread end soon, leaving the job (and a running command) as it is."""
-        self._leave.set()
-        self._news.set()
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for the thread."""
-        self._thread.join(timeout_s)
-
-    @property
-    def idle(self) -> bool:
-        """True where the thread has ended, the job delivered or left."""
-        return not self._thread.is_alive()
-
-    # The steps
+class Carrier(Watcher):
+    """Carries one job from its claim to its end."""
 
     def _run(self) -> None:
         tries = 0
@@ -196,14 +127,6 @@ class Carrier:
         self._runner.prepare(local.paths.folder)
         local.mark_ready()
 
-    def _job(self) -> Job:
-        """Return what the job asks for: as fetched once, whatever the command does to the folder meanwhile."""
-        if self._asked is None:
-            if not self.local.paths.job.exists():
-                replace_file(self.local.paths.job, self._client.job_bytes(self.local.state.id), mode=0o600)
-            self._asked = self.local.job()
-        return self._asked
-
     def _permitted(self) -> bool:
         """Ask until the start is permitted (True) or the job is to be canceled (False)."""
         while self._wanted != "start":
@@ -218,79 +141,6 @@ class Carrier:
             if self._wanted == "forget":
                 raise StaleRun("the job was given back or canceled before it started", hint="nothing was run")
         return True
-
-    def _run_and_watch(self) -> RunStatus:
-        """Start the command unless it ever was, and wait for its end; pass on a cancel; stream the log where it may leave."""
-        look_s, next_status, next_log = FIRST_LOOK_S, 0.0, time.monotonic() + LOG_EVERY_S
-        exit_file = self.local.paths.run / "exit"
-        while True:
-            if exit_file.exists() or time.monotonic() >= next_status:
-                status = self._ask_runner(self._status)
-                if status is not None and status.is_over:
-                    return status
-                next_status = time.monotonic() + STATUS_EVERY_S
-            if self._wanted in ("cancel", "forget"):
-                canceled = self._ask_runner(self._canceled)
-                if canceled is not None:
-                    return canceled
-                continue
-            if time.monotonic() >= next_log:
-                self._stream_log()
-                next_log = time.monotonic() + LOG_EVERY_S
-            self.waits_for_command.set()
-            self._pause(look_s)
-            look_s = min(LAST_LOOK_S, look_s * 1.3)
-
-    def _ask_runner(self, ask: Callable[[], RunStatus]) -> RunStatus | None:
-        """Return where the run stands, or None where the runner could not tell; raise only after several such in a row."""
-        try:
-            status = ask()
-        except (OSError, ValueError, subprocess.CalledProcessError) as exc:
-            self._hiccups += 1
-            self._warn("runner_failed", exc, times=self._hiccups)
-            if self._hiccups >= MOST_TRIES and not may_pass(exc, self.local.paths.folder):
-                raise
-            self._pause(min(LONGEST_PAUSE_S, RUNNER_PAUSE_S * self._hiccups))
-            return None
-        self._hiccups = 0
-        return status
-
-    def _status(self) -> RunStatus:
-        folder = self.local.paths.folder
-        status = self._runner.status(folder)
-        if status.word == "new" and not self._launched:  # the latch is not taken: provably not started
-            order = policy.allow(self._config, self._job(), self.local.state, self.local.paths.work)
-            status = self._runner.start(folder, order.site_env)
-            log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
-            self._launched = True
-        if status.word in ("absent", "new"):  # "new" after a start: the command has removed run/ and what is known there
-            return RunStatus("lost", why="vanished")
-        return status
-
-    def _canceled(self) -> RunStatus:
-        log.info("cancel", job=self.local.state.id, run=self.local.state.run_id)
-        return self._runner.cancel(self.local.paths.folder)
-
-    def _stop_command(self) -> None:
-        if self.local.state.state != State.RUNNING:
-            return
-        try:
-            self._runner.cancel(self.local.paths.folder)
-        except (OSError, ValueError, subprocess.CalledProcessError) as exc:
-            log.error("not_stopped", job=self.local.state.id, why=exc, hint="look for its processes at the site")
-
-    def _stream_log(self) -> None:
-        """Send what the log has grown by. Whatever fails here is made up for when the results are returned."""
-        if self._config.release["logs"] != "return":
-            return
-        try:
-            for name in release.LOG_NAMES:
-                path = self.local.paths.log / name
-                size = path.stat().st_size if path.exists() else 0
-                if size:
-                    self._sender().send_file(f"log/{name}", size)
-        except (SpoolError, OSError) as exc:
-            log.debug("log_not_sent", job=self.local.state.id, why=exc)
 
     def _measure(self, status: RunStatus) -> None:
         """Write `result.json`: how it ended and the manifest of what may leave. From here on nothing is run any more."""
@@ -341,12 +191,6 @@ class Carrier:
             if (result := self.local.result()) is not None:
                 self._client.finish(result)
 
-    def _close(self, target: State, why: str) -> None:
-        try:
-            self.local.close(target, why)
-        except OSError as exc:  # the folder is gone or spoiled; at MInt the job has ended
-            log.error("local_end_not_written", job=self.local.state.id, to=target, why=exc)
-
     def _end_without_results(self, reason: str, why: SpoolError) -> None:
         log.warning("no_results", job=self.local.state.id, reason=reason, why=why.message)
         result = no_run(self.local.state, str(reason), why.message)
@@ -357,44 +201,3 @@ class Carrier:
             replace_file(self.local.paths.result, result.encode(), mode=0o600)  # to be told again after a restore at MInt
         self._client.finish(result)
         self._close(final_state(result), result.message)
-
-    def _sender(self) -> transfer.Sender:
-        state = self.local.state
-        if self._kept is None:
-            self._kept = transfer.Sender(self._client, state.id, state.run_id, self.local.paths, self._config.agent["chunk"])
-        return self._kept
-
-    # Trying again
-
-    def _again(self, name: str, step: Callable[[], T], *, most: int = 0) -> T:
-        """Do `step` until it works; transient errors are tried again for ever, at the pace of `retry_delay_s`.
-
-        With `most`, an error is raised after so many tries, unless only the line or a lack of resources stands in the way.
-        """
-        tries = 0
-        while True:
-            try:
-                return step()
-            except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
-                if isinstance(exc, SpoolError) and not is_tried_again(exc):
-                    raise
-                if most and tries + 1 >= most and not may_pass(exc, self.local.paths.folder):
-                    raise
-                delay_s = retry_delay_s(tries, exc if isinstance(exc, SpoolError) else None)
-                self._warn("tried_again", exc, step=name, in_s=f"{delay_s:.1f}")
-                tries += 1
-                self._pause(delay_s)
-                if self._wanted == "forget" and name not in ("run", "return"):
-                    raise StaleRun("the server gave this run up", hint="nothing is returned") from exc
-
-    def _warn(self, event: str, exc: Exception, **more: object) -> None:
-        log.warning(event, job=self.local.state.id, **more, why=said(exc), hint=hint_for(exc, self.local.paths.folder))
-
-    def _pause(self, seconds: float) -> None:
-        """Wait, ending early at news; raise `Left` where the agent is stopping."""
-        if self._leave.is_set():
-            raise Left
-        self._news.wait(seconds)
-        self._news.clear()
-        if self._leave.is_set():
-            raise Left

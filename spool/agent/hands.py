@@ -1,0 +1,142 @@
+"""One job in the agent's hands: what every step needs. The thread, what the server wants, waiting, and trying again."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from typing import Callable, TypeVar
+
+from spool import log
+from spool.agent import transfer
+from spool.agent.client import retry_delay_s
+from spool.agent.config import AgentConfig
+from spool.agent.folder import LocalJob
+from spool.agent.protocol import JobClient
+from spool.agent.troubles import Left, hint_for, is_tried_again, may_pass, said
+from spool.errors import SpoolError, StaleRun
+from spool.files import replace_file
+from spool.records import Job
+from spool.runner import LocalRunner
+from spool.states import State
+
+T = TypeVar("T")
+
+
+class Hands:
+    """A job and the thread that carries it. `wanted` is what the latest sync said is wanted of it."""
+
+    def __init__(
+        self, local: LocalJob, client: JobClient, config: AgentConfig, runner: LocalRunner, sync_soon: Callable[[], None]
+    ) -> None:
+        self.local = local
+        self.done = False
+        self.kept = False
+        self.waits_for_command = threading.Event()
+        self._client = client
+        self._config = config
+        self._runner = runner
+        self._sync_soon = sync_soon
+        self._wanted = ""
+        self._asked: Job | None = None
+        self._hiccups = 0
+        self._launched = False
+        self._kept: transfer.Sender | None = None
+        self._news = threading.Event()
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"job-{local.state.id[:8]}", daemon=True)
+
+    def start(self) -> None:
+        """Start carrying."""
+        self._thread.start()
+
+    @property
+    def wanted(self) -> str:
+        """What the server was last heard to want of this job."""
+        return self._wanted
+
+    def tell(self, want: str) -> bool:
+        """Pass on what the server wants of this job; return whether that is news."""
+        news, self._wanted = want != self._wanted, want
+        if news:
+            self._news.set()
+        return news
+
+    def forget(self) -> None:
+        """End a kept run, whose thread has ended: MInt has kept its record, and takes nothing else of it."""
+        self._close(State.CANCELED, "MInt keeps the record of this run, and takes nothing else of it")
+        self.kept, self.done = False, True
+
+    def leave(self) -> None:
+        """Have the thread end soon, leaving the job (and a running command) as it is."""
+        self._leave.set()
+        self._news.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread."""
+        self._thread.join(timeout_s)
+
+    @property
+    def idle(self) -> bool:
+        """True where the thread has ended, the job delivered or left."""
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        """The thread's work."""
+        raise NotImplementedError
+
+    # What the steps share
+
+    def _job(self) -> Job:
+        """Return what the job asks for: as fetched once, whatever the command does to the folder meanwhile."""
+        if self._asked is None:
+            if not self.local.paths.job.exists():
+                replace_file(self.local.paths.job, self._client.job_bytes(self.local.state.id), mode=0o600)
+            self._asked = self.local.job()
+        return self._asked
+
+    def _close(self, target: State, why: str) -> None:
+        try:
+            self.local.close(target, why)
+        except OSError as exc:  # the folder is gone or spoiled; at MInt the job has ended
+            log.error("local_end_not_written", job=self.local.state.id, to=target, why=exc)
+
+    def _sender(self) -> transfer.Sender:
+        state = self.local.state
+        if self._kept is None:
+            self._kept = transfer.Sender(self._client, state.id, state.run_id, self.local.paths, self._config.agent["chunk"])
+        return self._kept
+
+    # Trying again
+
+    def _again(self, name: str, step: Callable[[], T], *, most: int = 0) -> T:
+        """Do `step` until it works; transient errors are tried again for ever, at the pace of `retry_delay_s`.
+
+        With `most`, an error is raised after so many tries, unless only the line or a lack of resources stands in the way.
+        """
+        tries = 0
+        while True:
+            try:
+                return step()
+            except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
+                if isinstance(exc, SpoolError) and not is_tried_again(exc):
+                    raise
+                if most and tries + 1 >= most and not may_pass(exc, self.local.paths.folder):
+                    raise
+                delay_s = retry_delay_s(tries, exc if isinstance(exc, SpoolError) else None)
+                self._warn("tried_again", exc, step=name, in_s=f"{delay_s:.1f}")
+                tries += 1
+                self._pause(delay_s)
+                if self._wanted == "forget" and name not in ("run", "return"):
+                    raise StaleRun("the server gave this run up", hint="nothing is returned") from exc
+
+    def _warn(self, event: str, exc: Exception, **more: object) -> None:
+        log.warning(event, job=self.local.state.id, **more, why=said(exc), hint=hint_for(exc, self.local.paths.folder))
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, ending early at news; raise `Left` where the agent is stopping."""
+        if self._leave.is_set():
+            raise Left
+        self._news.wait(seconds)
+        self._news.clear()
+        if self._leave.is_set():
+            raise Left
