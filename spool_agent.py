@@ -29,6 +29,7 @@ from spool.agent.folder import Base
 from spool.agent.loop import Agent
 from spool.agent.protocol import connect
 from spool.agent.published_calls import ANSWERED
+from spool.agent.verbs import VERBS, Verb
 from spool.errors import Busy, ConfigError, NotAllowed, SpoolError, Unauthorized, UnknownSite, from_os_error, is_no_space
 from spool.runner import LocalRunner, install
 
@@ -41,8 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     os.umask(0o077)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    args = arguments.parse(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
     program = Path(__file__).resolve()
+    if words and (verb := VERBS.get(words[0])) is not None:
+        return _run_verb(verb, words[1:], program)
+    args = arguments.parse(words)
     try:
         if args.verb == "init":
             return setup.init(args, program)
@@ -57,12 +61,24 @@ def main(argv: list[str] | None = None) -> int:
     except Busy:
         print(f"spool_agent.py: another agent works in {config.base}\n  stop it first, or set another base", file=sys.stderr)
         return EXIT_TRY_LATER
-    except SpoolError as exc:
+    except (SpoolError, OSError) as exc:
+        return _tell(exc)
+
+
+def _run_verb(verb: Verb, words: list[str], program: Path) -> int:
+    try:
+        return verb(words, program)
+    except (SpoolError, OSError) as exc:
+        return _tell(exc)
+
+
+def _tell(exc: SpoolError | OSError) -> int:
+    """Print what went wrong and what to do about it; return the exit code."""
+    if isinstance(exc, SpoolError):
         print(f"spool_agent.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
         return _exit_code(exc)
-    except OSError as exc:
-        print(f"spool_agent.py: {exc}\n  correct the path, or free space; then start it again", file=sys.stderr)
-        return EXIT_TRY_LATER if is_no_space(exc) else EXIT_CONFIG
+    print(f"spool_agent.py: {exc}\n  correct the path, or free space; then start it again", file=sys.stderr)
+    return EXIT_TRY_LATER if is_no_space(exc) else EXIT_CONFIG
 
 
 def _exit_code(exc: SpoolError) -> int:
