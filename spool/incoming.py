@@ -31,6 +31,7 @@ from spool.records import FileEntry
 from spool.streams import Stored
 
 _MAX_DIGESTS = 20000
+_REMOVALS = 20  # each stray request makes its file once
 _ZEROS = bytes(COPY_BYTES)
 
 
@@ -321,6 +322,19 @@ def _write_offset(parent: int, last: str, offset: int) -> None:
         os.close(fd)
     os.rename(temp, last, src_dir_fd=parent, dst_dir_fd=parent)
     os.fsync(parent)
+
+
+def remove_incoming(folder: Path) -> None:
+    """Remove `incoming/` of a job that has ended; a stray chunk may just be making its file there. Safe to repeat."""
+    for _ in range(_REMOVALS):
+        try:
+            remove_tree(folder)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+    remove_tree(folder)
 
 
 def sync_folders(folder: Path) -> None:

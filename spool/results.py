@@ -14,8 +14,8 @@ from pathlib import Path
 
 from spool import log
 from spool.errors import Conflict, DigestMismatch, InvalidRequest
-from spool.files import fsync_dir, open_beneath, remove_tree, replace_file
-from spool.incoming import Digests, Incoming
+from spool.files import fsync_dir, open_beneath, replace_file
+from spool.incoming import Digests, Incoming, remove_incoming
 from spool.instants import from_epoch
 from spool.manifest import hash_fd
 from spool.paths import JobPaths
@@ -137,7 +137,7 @@ def accept(store: Store, result: Result, *, by: str, digests: Digests | None = N
             if state.attempt != result.attempt:
                 raise InvalidRequest(f"job {state.id} is at attempt {state.attempt}, not {result.attempt}", hint="sync again")
             ended = _move_in(store, state, paths, incoming, result, by)
-    remove_tree(paths.incoming)
+    remove_incoming(paths.incoming)
     return ended
 
 
