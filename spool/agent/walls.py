@@ -16,6 +16,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import threading
@@ -113,7 +114,7 @@ def _held_by(local: LocalJob) -> Account | None:
     folder = _folder_of(local)
     for name in os.listdir(folder) if folder.is_dir() else ():
         job, run, gid = _holder(folder / name)
-        if name.isdigit() and (job, run) == (local.state.id, local.state.run_id):
+        if re.fullmatch("[1-9][0-9]*", name) and gid and (job, run) == (local.state.id, local.state.run_id):
             return Account(int(name), gid)
     return None
 
@@ -201,19 +202,28 @@ def strip_set_id(work: Path) -> None:
     )  # fmt: skip
 
 
+# Whoever this shell is, it ends nothing but what belongs to the account: the words `kill -1` would be the machine's end for root.
+_END = 'wanted=$1; [ "$wanted" -gt 0 ] && [ "$(id -u)" = "$wanted" ] && [ "$(id -ru)" = "$wanted" ] && kill -s KILL -- -1'
+
+
 def end_processes(account: Account) -> None:
     """KILL every process of `account` until none is left; `Busy` after 10 s.
 
-    kill(2) to -1 as the account itself reaches all of them at one instant, which no fork can outrun.
+    kill(2) to -1 as the account itself reaches all of them at one instant, which no fork can outrun. `ValueError` for root.
     """
+    if account.uid <= 0 or account.gid <= 0 or account.uid == os.geteuid():
+        raise ValueError(f"{account} is no account of a job's own")
     deadline = time.monotonic() + END_S
     while left := list(_processes(account.uid)):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             subprocess.run(
-                ["/bin/sh", "-c", "kill -s KILL -1"], user=account.uid, group=account.gid, extra_groups=[], cwd="/",
+                ["/bin/sh", "-c", _END, "end", str(account.uid)], user=account.uid, group=account.gid, extra_groups=[], cwd="/",
                 env={"PATH": PATH}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
                 timeout=END_S,
             )  # fmt: skip
+        for pid in _processes(account.uid):  # one by one, where a shell knows no `--`
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if time.monotonic() >= deadline:
             raise Busy(f"processes of uid {account.uid} do not end: {left}", hint="look at them with ps; it is tried again")
         time.sleep(LOOK_S)
