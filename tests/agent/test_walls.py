@@ -58,7 +58,8 @@ def test_a_hostile_command_gets_nowhere(wall: str) -> None:
         script = company.attack(other, mark, no_network="bwrap" in wall)
         job_id = company.sh(script, inputs={"deck.inp": b"y"}, outputs=("*.dat",))
         out = company.completed(job_id, deadline_s=90)
-        assert said(company, job_id) == ["done"], (company.local(job_id) / "log" / "stderr.txt").read_text()
+        (last,) = said(company, job_id)
+        assert re.fullmatch("done [45][0-9]", last), "all of them were tried"
         assert running(mark) == []
         assert set(out) <= {"setuid.dat", "work.dat"}
         for path in company.local(job_id).rglob("*"):
@@ -250,7 +251,7 @@ def test_check_tries_the_walls() -> None:
     ("words", "told"),
     [
         ([], "is not an absolute path"), (["work", "--", "id"], "is not an absolute path"), (["/tmp"], "'--' is missing"),
-        (["/tmp", "--"], "there is no command"), (["/tmp", "id"], "'--' is missing"), (["--ro", "x", "/", "--", "id"], "absolute"),
+        (["/tmp", "--"], "there is no command"), (["/tmp", "id"], "'--' is missing"), (["--ro", "x", "/"], "absolute"),
         (["/nowhere", "--", "id"], "there is no /nowhere"), (["--x", "/tmp", "--", "id"], "absolute"),
         (["--hide", "/tmp", "--ro", "/usr", "/tmp", "--", "id"], "--ro comes before"), (["/tmp", "--", "a=b"], "with = in its"),
     ],

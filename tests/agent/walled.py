@@ -19,7 +19,8 @@ _numbers = itertools.count()
 
 # Each `try NAME …` says "broke NAME" where it works. They run one after the other, so the worst come last.
 ATTACK = r"""
-try() { local name=$1; shift; if "$@" >/dev/null 2>&1; then echo "broke $name"; fi; }
+tries=0
+try() { local name=$1; shift; tries=$((tries + 1)); if "$@" >/dev/null 2>&1; then echo "broke $name"; fi; }
 write() { try "write $1" bash -c 'echo "# hostile" >>"$1"' - "$2"; }
 read_() { try "read $1" bash -c '[ -n "$(head -c 100 "$1")" ]' - "$2"; }
 read_ token "$site/token"
@@ -53,7 +54,7 @@ cp /bin/true setuid.dat && chmod 6755 setuid.dat
 setsid sleep "$mark" >/dev/null 2>&1 &
 setsid bash -c 'trap "" TERM; while :; do echo still >>work.dat; sleep '"$mark"'; done' >/dev/null 2>&1 &
 sleep 0.2
-echo done
+echo "done $tries"
 """
 
 
