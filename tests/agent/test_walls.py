@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_a_cancel_reaches_the_command_and_all_it_left(wall: str) -> None:
         company.start(cancel_grace_s=20)
         mark = str(800_000_000 + company.uid)
         job_id = company.sh(
-            f"setsid sleep {mark} & trap 'echo cleaned >cleaned.dat; exit 3' TERM; echo x >here; while :; do sleep 0.1; done"
+            f"setsid sleep {mark} & trap 'sleep 1; echo cleaned >cleaned.dat; exit 3' TERM; echo x >here; while :; do sleep 0.1; done"
         )
         work = company.local(job_id) / "work"
         wait_until((work / "here").exists, 60, "the command runs")
@@ -150,6 +151,8 @@ def test_an_account_has_one_job_at_a_time() -> None:
             (company.local(job_id) / "work" / "go").touch()
             uids[job_id] = company.completed(job_id, deadline_s=90)["uid.dat"].split()
         uids[first] = company.out(first)["uid.dat"].split()
+        words = {path.read_text() for path in (company.local(first) / "run" / "argv").iterdir()}
+        assert {"--clear-groups", "--no-new-privs", "--bounding-set=-all"} <= words
         assert uids[first] == uids[waits]
         assert sorted([uids[first], uids[second]]) == [[str(company.uid + n).encode()] * 2 for n in (0, 1)], "no other group"
 
@@ -184,7 +187,8 @@ def test_what_a_killed_agent_left_in_an_account_is_ended() -> None:
         state = json.loads((company.local(job_id) / "state.json").read_bytes())
         (company.control / "accounts" / str(company.uid)).write_text(f"{job_id} {state['run_id']} {company.uid}\n")
         left = subprocess.Popen(["sleep", "600"], user=company.uid, group=company.uid, extra_groups=[])
-        assert company.completed(company.sh("echo y >y.dat", outputs=("y.dat",))) == {"y.dat": b"y\n"}
+        script = f"case $(grep ^State: /proc/{left.pid}/status) in *Z*) echo ended ;; *) echo alive ;; esac >y.dat"
+        assert company.completed(company.sh(script, outputs=("y.dat",))) == {"y.dat": b"ended\n"}
         assert left.wait(30) == -9
 
 
