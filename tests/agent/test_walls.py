@@ -118,7 +118,8 @@ def test_a_cancel_reaches_the_command_and_all_it_left(wall: str) -> None:
         company.start(cancel_grace_s=20)
         mark = str(800_000_000 + company.uid)
         job_id = company.sh(
-            f"setsid sleep {mark} & trap 'sleep 1; echo cleaned >cleaned.dat; exit 3' TERM; echo x >here; while :; do sleep 0.1; done"
+            f"setsid sleep {mark} & trap 'sleep 1; echo cleaned >cleaned.dat; exit 3' TERM\n"
+            "echo x >here; while :; do sleep 0.1; done"
         )
         work = company.local(job_id) / "work"
         wait_until((work / "here").exists, 60, "the command runs")
