@@ -34,7 +34,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Section:
-    """One kind of section: ``[name]``, or ``[name SOMETHING]`` where `titled`. `free` is a prefix of options of any name."""
+    """One kind of section: ``[name]``, or ``[name SOMETHING]`` where `titled`.
+
+    `free` is the prefixes of options of any name, such as ``env. param.``; each becomes a mapping in the section's values.
+    """
 
     name: str
     options: tuple[Option, ...]
@@ -156,10 +159,11 @@ def _section_of(title: str, kinds: Mapping[str, Section], where: str) -> Section
 def _convert(section: Section, title: str, given: Mapping[str, str], where: str) -> dict[str, Any]:
     table = {option.name: option for option in section.options}
     values = {option.name: option.default for option in section.options}
-    free: dict[str, str] = {}
+    free: dict[str, dict[str, str]] = {prefix: {} for prefix in section.free.split()}
     for name, text in given.items():
-        if section.free and name.startswith(section.free):
-            free[name[len(section.free) :]] = text
+        prefix = next((item for item in free if name.startswith(item)), "")
+        if prefix:
+            free[prefix][name[len(prefix) :]] = text
             continue
         option = table.pop(name.lower(), None)
         if option is None:
@@ -168,8 +172,7 @@ def _convert(section: Section, title: str, given: Mapping[str, str], where: str)
             values[option.name] = option.convert(text)
         except ValueError as exc:
             raise ConfigError(f"{where}: [{title}] {name} = {text}: {exc}", hint=option.meaning) from exc
-    if section.free:
-        values[section.free.rstrip(".")] = free
+    values.update({prefix.rstrip("."): found for prefix, found in free.items()})
     return values
 
 
@@ -197,6 +200,15 @@ def argv(value: str) -> tuple[str, ...]:
     if not found:
         raise ValueError("must not be empty")
     return found
+
+
+def pins(value: str) -> tuple[tuple[Path, str], ...]:
+    """Pairs of a path and a SHA-256 of 64 hex digits; quotes keep blanks together."""
+    found = shlex.split(value)
+    pairs = tuple((Path(name), digest) for name, digest in zip(found[::2], found[1::2]))
+    if not pairs or len(found) % 2 or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for _, digest in pairs):
+        raise ValueError("must be PATH DIGEST, the digest as sha256sum prints it")
+    return pairs
 
 
 def path(value: str) -> Path:

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 from spool import log
-from spool.agent import policy, release, transfer
+from spool.agent import pins, policy, prerun, release, transfer
 from spool.agent.client import retry_delay_s
 from spool.agent.troubles import Left, said
 from spool.agent.watching import MOST_TRIES, Watcher
@@ -31,7 +31,7 @@ from spool.errors import (
 from spool.files import replace_file
 from spool.records import CANCELED, Result
 from spool.results import Outputs, final_state, judge, no_run
-from spool.runner import RunStatus, write_run
+from spool.runner import RunStatus
 from spool.states import Reason, State
 
 SEND_TRIES = 4
@@ -93,6 +93,7 @@ class Carrier(Watcher):
         """Run and measure; False where the job had to be ended in another way, and has been told of."""
         try:
             status = self._again("run", self._run_and_watch, most=1)
+            self._again("seal", self._seal)
             self._again("measure", lambda: self._measure(status), most=MOST_TRIES)
             return True
         except Refused as exc:  # the policy changed between permission and start
@@ -115,16 +116,12 @@ class Carrier(Watcher):
         state = local.state
         # Judged before a byte of input is fetched, and again at every start: the policy may have changed.
         order = policy.allow(self._config, job, state, local.paths.work)
+        policy.check_room(self._config, job, state, local.paths)
         transfer.fetch_inputs(self._client, state.id, local.paths, state.inputs)
-        if not (local.paths.run / "started").exists():
-            write_run(
-                local.paths.folder,
-                order.argv,
-                order.job_env,
-                wall_time_s=order.wall_time_s,
-                grace_s=self._config.agent["cancel_grace_s"],
-            )
+        self._write_run(order)
         self._runner.prepare(local.paths.folder)
+        prerun.ask(self._command(), state, local.paths, self._pause)
+        pins.check(self._command(), state.id)
         local.mark_ready()
 
     def _permitted(self) -> bool:

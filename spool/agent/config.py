@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from spool import options as o
 from spool.addresses import is_loopback
+from spool.agent.params import Param, declare
 from spool.errors import ConfigError, SpoolError
 from spool.names import check_env_name, check_site, check_user
 from spool.options import Option, Section
@@ -59,20 +60,33 @@ RELEASE = Section(
 COMMAND = Section(
     "command",
     (
-        Option("argv", o.argv, (), "the command line; {args} stands for the job's arguments", "/usr/bin/ccx {args}"),
+        Option("argv", o.argv, (), "the command line; {args}: the job's arguments, {NAME}: one of them", "/usr/bin/ccx {args}"),
         Option("args", o.pattern, None, "regular expression that each argument must match as a whole; none: no arguments"),
+        Option("sha256", o.pins, (), "PATH DIGEST, one a line: files pinned to this SHA-256", f"/usr/bin/ccx {'0' * 64}"),
         Option("users", o.words, (), "users whose jobs may run it; empty: every user"),
         Option("inputs_allow", o.words, ("**",), "patterns of input names; dotfiles and *.env need a pattern of their own"),
+        Option("max_inputs", o.integer(0, 10**7), None, "most input files of one job", "100"),
+        Option("max_input_bytes", o.size, None, "most bytes of all input files of one job", "1G"),
+        Option("min_free", o.size, None, "bytes that must stay free below base beside the job's inputs; less: refused", "10G"),
         Option("env_allow", o.words, (), "names of a job's env that are passed on", "OMP_NUM_THREADS"),
         Option("wall_time_s", o.integer(1, 10**8), None, "seconds after which the command is stopped; a job may ask for less"),
+        Option("pre_run", o.argv, (), "a program of the site's own that may refuse a job", "/etc/mint-spool/pre_run"),
+        Option("pre_run_s", o.integer(1, 86400), 60, "seconds after which a pre_run that has not ended refuses the job"),
+        Option("pre_run_words", o.choice("withhold", "return"), "withhold", "its first line on stderr: stays here, or leaves"),
+        Option(
+            "wrapper", o.argv, (), "a wall around the command: what comes before its argv; knows {work}, {job} and {base}",
+            "/etc/mint-spool/bwrap-wrapper.sh --hide {base} {work} --",
+        ),
+        Option("run_as", o.text, "", "accounts (or UID:GID) to run it as, one for each job at a time; agent as root", "mint-job"),
         Option("executor", o.choice("local"), "local", "local: on this host"),
     ),
     titled=True,
-    free="env.",
-    meaning="one command that may run; env.NAME = VALUE sets a variable for it",
+    free="env. param.",
+    meaning="one command that may run; env.NAME = VALUE sets a variable for it, param.NAME = TYPE declares an argument",
 )
 
 SECTIONS = (AGENT, RELEASE, COMMAND)
+ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}|[1-9][0-9]{0,9}:[1-9][0-9]{0,9}")
 PUBLISHED_POLL_S = 30.0  # of the published command line, where agent.ini says nothing
 
 
@@ -84,11 +98,26 @@ class Command:
     argv: tuple[str, ...]
     args: re.Pattern[str] | None
     users: tuple[str, ...]
+    sha256: tuple[tuple[Path, str], ...]
     inputs_allow: tuple[str, ...]
+    max_inputs: int | None
+    max_input_bytes: int | None
+    min_free: int | None
     env_allow: tuple[str, ...]
     wall_time_s: int | None
+    pre_run: tuple[str, ...]
+    pre_run_s: int
+    pre_run_words: str
+    wrapper: tuple[str, ...]
+    run_as: str
     executor: str
     env: Mapping[str, str]
+    param: Mapping[str, Param]
+
+
+def walled(command: Command) -> bool:
+    """True where something stands between the command and the agent's own files: a wrapper, or another account."""
+    return bool(command.wrapper or command.run_as)
 
 
 @dataclass(frozen=True)
@@ -166,14 +195,32 @@ def _command(name: str, values: dict[str, Any], path: Path) -> Command:
         raise ConfigError(f"{where}: {exc.message}", hint=exc.hint) from exc
     if not values["argv"]:
         raise ConfigError(f"{where} needs argv", hint="such as: argv = /usr/bin/ccx {args}")
-    for item in values["argv"]:
-        if item != "{args}" and ("{" in item or "}" in item):
-            raise ConfigError(
-                f"{where}: argv: {item!r} cannot be used", hint="{args} stands alone, for all of the job's arguments"
-            )
+    try:
+        values["param"] = declare(values["param"], values["argv"])
+        _check_walls(values)
+    except ValueError as exc:
+        raise ConfigError(f"{where}: {exc}", hint='docs/agent.md, "Arguments" and "Walls"') from exc
     if "{args}" in values["argv"] and values["args"] is None:
         raise ConfigError(f"{where} takes {{args}} but has no pattern for them", hint="such as: args = [A-Za-z0-9_.-]+")
     return Command(name=name, **values)
+
+
+def _check_walls(values: dict[str, Any]) -> None:
+    for option in ("wrapper", "pre_run"):
+        # By name they would be looked for on a PATH that a job's own variables, or its work folder, could turn.
+        if values[option] and not values[option][0].startswith("/"):
+            raise ValueError(f"{option}: {values[option][0]!r} is not an absolute path")
+    for path, _ in values["sha256"]:
+        if not path.is_absolute():
+            raise ValueError(f"sha256: {str(path)!r} is not an absolute path")
+    for item in values["wrapper"]:
+        if re.search(r"[{}]", re.sub(r"\{(work|job|base)\}", "", item)):
+            raise ValueError(f"wrapper: {item!r} cannot be used: {{work}}, {{job}} and {{base}} are what it knows")
+    if (values["wrapper"] or values["run_as"]) and "=" in values["argv"][0]:
+        raise ValueError(f"argv: {values['argv'][0]!r}: behind a wall a program has no '=' in its name")  # env(1)
+    for account in values["run_as"].split():
+        if not ACCOUNT.fullmatch(account):
+            raise ValueError(f"run_as: {account!r} is neither the name of an account nor UID:GID")
 
 
 def finish_config(config: AgentConfig, overrides: Mapping[str, Any], *, token: str = "", user: str = "") -> AgentConfig:

@@ -7,7 +7,7 @@ import threading
 from typing import Callable, TypeVar
 
 from spool import log
-from spool.agent import transfer
+from spool.agent import policy, transfer, walls
 from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import LocalJob
@@ -40,6 +40,7 @@ class Hands:
         self._asked: Job | None = None
         self._hiccups = 0
         self._launched = False
+        self._written: policy.Order | None = None
         self._kept: transfer.Sender | None = None
         self._news = threading.Event()
         self._leave = threading.Event()
@@ -95,6 +96,10 @@ class Hands:
         return self._asked
 
     def _close(self, target: State, why: str) -> None:
+        try:
+            walls.seal(self.local)
+        except (SpoolError, OSError) as exc:  # the account stays taken, and is given back by the next job that wants it
+            log.error("account_not_free", job=self.local.state.id, why=exc, hint="look for its processes at the site")
         try:
             self.local.close(target, why)
         except OSError as exc:  # the folder is gone or spoiled; at MInt the job has ended

@@ -9,17 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from spool.agent.config import AgentConfig, Command
+from spool.agent import params
+from spool.agent.config import AgentConfig, Command, walled
 from spool.errors import Refused
 from spool.manifest import matches
+from spool.paths import JobPaths
 from spool.records import Job, JobState
+from spool.room import why_no_room
 
-_PATH = "/usr/local/bin:/usr/bin:/bin"
+PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the runner is told: the argument vector, the variables asked for by the job, the site's environment, the limit."""
+    """What the runner is told: the argument vector, the variables asked for by the job, the site's environment, the limit.
+
+    Behind a wall the job's variables are part of `argv`: what stands outside the wall must not see them.
+    """
 
     argv: tuple[str, ...]
     job_env: Mapping[str, str]
@@ -37,10 +43,31 @@ def allow(config: AgentConfig, job: Job, state: JobState, work: Path) -> Order:
     if command.users and state.user not in command.users:
         raise Refused(f"user {state.user!r} may not run {job.command!r} here", hint="the site's administrator decides")
     _check_inputs(command, state)
-    return Order(_argv(command, job), _job_env(command, job), _site_env(command, job, state, work), limit_s(config, job))
+    argv, job_env = _argv(command, job, state), _job_env(command, job)
+    if walled(command):
+        argv, job_env = behind_wall(command, argv, job_env, state.id, work), {}
+    return Order(argv, job_env, _site_env(command, job, state, work), limit_s(config, job))
+
+
+def check_room(config: AgentConfig, job: Job, state: JobState, paths: JobPaths) -> None:
+    """Raise `Refused` where the job's inputs would leave less than its command's ``min_free`` on the disk of the base.
+
+    Asked before a byte is fetched, and not again: from then on some of the inputs are here. They count twice, because `work/`
+    is a copy.
+    """
+    command = config.commands[job.command]
+    if command.min_free is None or paths.inputs.exists():
+        return
+    coming = 2 * sum(entry.size for entry in state.inputs)
+    if why_no_room(paths.folder, command.min_free, coming=coming):
+        raise Refused(f"the site has too little disk for the inputs of this {job.command!r}", hint="submit it again later")
 
 
 def _check_inputs(command: Command, state: JobState) -> None:
+    if command.max_inputs is not None and len(state.inputs) > command.max_inputs:
+        raise Refused(f"{_job_inputs(state)}; {command.name!r} takes {command.max_inputs} here", hint="pack them, or send fewer")
+    if command.max_input_bytes is not None and sum(entry.size for entry in state.inputs) > command.max_input_bytes:
+        raise Refused(f"{_job_inputs(state)}; {command.name!r} takes {command.max_input_bytes} bytes here", hint="send less")
     for entry in state.inputs:
         # Solvers execute files such as abaqus_v6.env or .bashrc: these need a pattern that is written for them.
         special = entry.path.endswith(".env") or any(part.startswith(".") for part in entry.path.split("/"))
@@ -57,7 +84,15 @@ def _spells_out(name: str, pattern: str) -> bool:
     return len(written) >= len(dots) and (not name.endswith(".env") or pattern.endswith(".env"))
 
 
-def _argv(command: Command, job: Job) -> tuple[str, ...]:
+def _job_inputs(state: JobState) -> str:
+    """Return how much comes with the job, in words."""
+    return f"the job has {len(state.inputs)} inputs of {sum(entry.size for entry in state.inputs)} bytes"
+
+
+def _argv(command: Command, job: Job, state: JobState) -> tuple[str, ...]:
+    if command.param:
+        inputs = {entry.path for entry in state.inputs}
+        return tuple(params.fill(command.name, command.argv, command.param, job.args, inputs))
     if job.args and "{args}" not in command.argv:
         raise Refused(f"{command.name!r} takes no arguments here", hint="submit without arguments")
     for number, arg in enumerate(job.args, 1):
@@ -69,6 +104,16 @@ def _argv(command: Command, job: Job) -> tuple[str, ...]:
     return tuple(found)
 
 
+def behind_wall(
+    command: Command, argv: tuple[str, ...], job_env: Mapping[str, str], job_id: str, work: Path
+) -> tuple[str, ...]:
+    """Return the argv that runs `argv` with the variables `job_env` behind the command's wrapper."""
+    # The job's variables are set inside: with LD_LIBRARY_PATH, say, a job would have its own code run in the wrapper.
+    inner = ("/usr/bin/env", *(f"{name}={value}" for name, value in job_env.items()), *argv) if job_env else argv
+    places = {"work": str(work), "job": job_id, "base": str(work.parent.parent)}
+    return (*(params.put(item, places) for item in command.wrapper), *inner)
+
+
 def _job_env(command: Command, job: Job) -> dict[str, str]:
     refused = sorted(set(job.env) - set(command.env_allow))
     if refused:
@@ -78,7 +123,7 @@ def _job_env(command: Command, job: Job) -> dict[str, str]:
 
 def _site_env(command: Command, job: Job, state: JobState, work: Path) -> dict[str, str]:
     # From empty: nothing of the agent's own environment, and so no token or proxy password, reaches a command.
-    base = {"PATH": _PATH, "HOME": str(work), "LANG": "C.UTF-8", "MINT_SPOOL_JOB": state.id, "MINT_SPOOL_COMMAND": job.command}
+    base = {"PATH": PATH, "HOME": str(work), "LANG": "C.UTF-8", "MINT_SPOOL_JOB": state.id, "MINT_SPOOL_COMMAND": job.command}
     return {**base, **command.env}
 
 

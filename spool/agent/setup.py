@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from spool.agent import sample
+from spool.agent import checking, sample
 from spool.agent.arguments import Arguments, configure, verify
+from spool.agent.checking import WARNING
 from spool.agent.config import AgentConfig, candidates
 from spool.agent.folder import Base
 from spool.agent.protocol import connect
@@ -16,7 +17,6 @@ from spool.errors import ConfigError, SpoolError
 from spool.files import free_bytes, write_new
 from spool.runner import install
 
-WARNING = "warning: "
 PURGED = ("/tmp", "/var/tmp", "/run")
 
 
@@ -50,9 +50,7 @@ def check(args: Arguments, program: Path) -> int:
 
 def _findings(config: AgentConfig, args: Arguments) -> Iterator[tuple[str, str]]:
     yield f"configuration {config.source}", "" if config.commands else "allows no command: add a [command NAME]"
-    for command in config.commands.values():
-        found = shutil.which(command.argv[0], path="/usr/local/bin:/usr/bin:/bin")
-        yield f"command {command.name}: {command.argv[0]}", "" if found else "is not there or not executable: correct argv"
+    yield from checking.commands(config)
     yield "release", "" if config.release["allow"] else "allows no output to leave: set [release] allow"
     yield from _base_findings(config)
     yield f"server {config.agent['url']}, token and site", _ask(config, args)

@@ -7,11 +7,12 @@ import time
 from typing import Callable
 
 from spool import log
-from spool.agent import policy, release
+from spool.agent import pins, policy, release, walls
+from spool.agent.config import Command, walled
 from spool.agent.hands import Hands
 from spool.agent.troubles import may_pass
 from spool.errors import SpoolError
-from spool.runner import RunStatus
+from spool.runner import RunStatus, write_run
 from spool.states import State
 
 FIRST_LOOK_S = 0.02
@@ -66,12 +67,36 @@ class Watcher(Hands):
         status = self._runner.status(folder)
         if status.word == "new" and not self._launched:  # the latch is not taken: provably not started
             order = policy.allow(self._config, self._job(), self.local.state, self.local.paths.work)
+            pins.check(self._command(), self.local.state.id)
+            self._write_run(order)
+            walls.open_way(self._command(), self.local)
             status = self._runner.start(folder, order.site_env)
             log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
             self._launched = True
         if status.word in ("absent", "new"):  # "new" after a start: the command has removed run/ and what is known there
             return RunStatus("lost", why="vanished")
         return status
+
+    def _command(self) -> Command:
+        """Return the site's rules for the job's command, once `policy.allow` has found them."""
+        return self._config.commands[self._job().command]
+
+    def _write_run(self, order: policy.Order) -> None:
+        """Write `run/` for `order`, unless this process has, or the command was started: what runs is what the law says now."""
+        paths = self.local.paths
+        if order == self._written or (paths.run / "started").exists():
+            return
+        argv = (*walls.take(self._command(), self.local), *order.argv)
+        grace_s = self._config.agent["cancel_grace_s"]
+        write_run(paths.folder, argv, order.job_env, wall_time_s=order.wall_time_s, grace_s=grace_s)
+        self._written = order
+
+    def _seal(self) -> None:
+        """See to it that nothing of a walled command can change what is measured. Safe to repeat."""
+        walls.seal(self.local)
+        command = self._config.commands.get(self._job().command)
+        if command is not None and walled(command):
+            walls.strip_set_id(self.local.paths.work)
 
     def _canceled(self) -> RunStatus:
         log.info("cancel", job=self.local.state.id, run=self.local.state.run_id)

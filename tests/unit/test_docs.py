@@ -493,9 +493,11 @@ def test_warnings_and_errors_of_the_log() -> None:
 
 def test_variables_of_a_command() -> None:
     """What the programs set for a command, by mode."""
-    for page, heading, module in (("agent", "What may run", "agent/policy"), ("operations", "SSH sites", "ssh/command")):
+    modules = {"agent": ("agent/policy", "agent/prerun"), "operations": ("ssh/command",)}
+    for page, heading in (("agent", "What may run"), ("operations", "SSH sites")):
         told = set(re.findall(r"`(MINT_SPOOL_\w+)`", section(f"docs/{page}.md", heading)))
-        assert told == set(re.findall(r'"(MINT_SPOOL_\w+)"', text_of(f"spool/{module}.py")))
+        texts = "".join(text_of(f"spool/{module}.py") for module in modules[page])
+        assert told == set(re.findall(r'"(MINT_SPOOL_\w+)"', texts))
 
 
 # ---- references
