@@ -24,6 +24,7 @@ from spool.files import open_beneath
 from spool.incoming import Incoming
 from spool.paths import JobPaths
 from spool.records import FileEntry, JobState
+from spool.tars import DAMAGED, open_tar
 
 BLOCK_BYTES = 1 << 18
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -162,9 +163,9 @@ def upload_tar(environ: Mapping[str, Any], incoming: Incoming, prefix: str, limi
     """
     body = _Body(environ["wsgi.input"], body_length(environ, limit))
     try:
-        with tarfile.open(fileobj=body, mode="r|", encoding="utf-8", errors="strict") as archive:
+        with open_tar(body) as archive:
             return incoming.put_group(_members(archive, prefix))
-    except (tarfile.TarError, UnicodeError, ValueError, EOFError, RecursionError, OverflowError) as exc:
+    except DAMAGED as exc:
         raise InvalidRequest(f"the body is not a tar of plain files: {exc}", hint="send it again, or file by file") from exc
 
 

@@ -12,6 +12,7 @@ from hostile.routes import ASKERS, BASE, DATA, INPUT, OUTPUT, ROUTES, WORD, Rout
 from server.spools import AGENT
 from spool.drops import first_state
 from spool.names import new_id
+from spool.paths import JobPaths
 from spool.records import Input, Job, JobState, Result
 from spool.results import accept
 from spool.server.tokens import TokenFile
@@ -88,18 +89,18 @@ class Cast:
         waits = word in ("queued", "claimed", "running", "completed")
         entries = () if word == "fresh" else (entry_of(INPUT, DATA),)
         made = first_state(asked, new_id(), user, entries, state=State.QUEUED if waits else State.NEW, by=user)
-        paths = self.store.paths.job(made.id)
+        paths = JobPaths(self.store.paths.tmp / f"made.{made.id}")
         paths.inputs.mkdir(parents=True)
         if entries:
             (paths.inputs / INPUT).write_bytes(DATA)
         paths.job.write_bytes(asked.encode())
-        if not waits:
-            self.store.queue.add_new(made.id)
         paths.state.write_bytes(made.encode())
-        if not waits:
-            return made
-        self.store.queue.add(site, user, made.queue_key)
-        if word == "queued":
+        if waits:
+            self.store.queue.add(site, user, made.queue_key)
+        else:
+            self.store.queue.add_new(made.id)
+        paths.folder.rename(self.store.paths.jobs / made.id)
+        if word in ("queued", "new", "fresh"):
             return made
         claimed = self.store.claim_one(made.id, agent=AGENT)
         if word == "claimed":

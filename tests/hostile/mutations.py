@@ -121,7 +121,7 @@ class Mutator:
         body = self._head(request)[2]
         try:
             document = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self._body(request)
         marks: dict[str, bytes] = {}
         for _ in range(self.random.choice((1, 1, 2))):
