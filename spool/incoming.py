@@ -207,7 +207,8 @@ class Incoming:
         together = TogetherNames()
         try:
             for name, stream, size in members:
-                written[together.add(name)] = self._write_aside(stream, size)
+                together.add(name)
+                written[name] = self._write_aside(stream, size)
             with self._unclosed():
                 for name, aside in written.items():
                     self._place(name, aside)

@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ class Tally:
 
     statuses: Counter[int] = field(default_factory=Counter)
     sent: int = 0
-    silent: int = 0  # whole requests that were not answered in time
+    silent: int = 0  # whole requests that were neither answered in time nor cut off
     bad: list[tuple[bytes, Told]] = field(default_factory=list)
 
 
@@ -116,7 +117,9 @@ class Fuzz:
             except (BrokenPipeError, ConnectionResetError):
                 whole = False  # refused before it was all sent
             line.settimeout(PATIENCE_S if whole else GLANCE_S)
+            began = time.monotonic()
             told = answers(line, methods)
+            whole = whole and time.monotonic() - began > PATIENCE_S - 1
         with self._lock:
             self.tally.sent += len(batch)
             self.tally.silent += whole and not told
