@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import io
+import itertools
 import os
 import re
 import stat
@@ -180,7 +181,15 @@ def _members(archive: tarfile.TarFile, prefix: str) -> Iterator[tuple[str, Binar
 
 
 def download_tar(paths: JobPaths, state: JobState, *, after: str, max_bytes: int) -> Iterator[bytes]:
-    """Yield a tar of the inputs of at most `max_bytes` each whose names sort after `after`, in sorted order."""
+    """Return the blocks of a tar of the inputs of at most `max_bytes` each whose names sort after `after`, in sorted order.
+
+    What stands against the first one is raised here, while it can still be answered in words; a later one ends the line.
+    """
+    blocks = _tar(paths, state, after, max_bytes)
+    return itertools.chain((next(blocks),), blocks)
+
+
+def _tar(paths: JobPaths, state: JobState, after: str, max_bytes: int) -> Iterator[bytes]:
     for entry in sorted(state.inputs, key=lambda item: item.path):
         if entry.path > after and entry.size <= max_bytes:
             yield from _tar_member(paths, entry)

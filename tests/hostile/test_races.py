@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
@@ -12,13 +11,14 @@ from typing import Callable
 import pytest
 
 from components.figures import tell
+from components.waiting import wait_until
 from hostile.cast import Cast
 from hostile.line import ask, request
 from hostile.routes import out_tar
 from hostile.surroundings import CANARY, NAMES, Surroundings, holds_canary
-from hostile.swapper import Swapper
+from hostile.swapper import Racer, exchange
 from server.spools import config, job_json, new_store
-from spool.agent.config import AgentConfig, read_agent_config
+from spool.agent.config import AgentConfig, read_config
 from spool.agent.release import collect
 from spool.drops import Drops
 from spool.errors import SpoolError
@@ -50,14 +50,29 @@ def inside(around: Surroundings, name: str = "work") -> Path:
     return folder
 
 
-def race(swapper: Swapper, attempt: Callable[[], object], rounds: int = ROUNDS) -> None:
-    """Try `rounds` times, whatever is refused, at least one swap to each; the racer must have had its chances."""
-    with swapper:
-        for number in range(rounds):
+@pytest.fixture(scope="module")
+def racer() -> Iterator[Racer]:
+    with Racer() as made:
+        yield made
+
+
+def race(racer: Racer, place: Path, target: Path, attempt: Callable[[], object], rounds: int = ROUNDS) -> None:
+    """Try `rounds` times while `place` is by turns itself and a link to `target`; whatever is refused, each round sees a swap."""
+    link, tries = place.parent.parent / f"apart.{new_id()}", 0
+    link.symlink_to(target)
+    racer.go(place, link)
+    try:
+        while tries < rounds:
+            before = racer.swaps
             with contextlib.suppress(SpoolError, OSError):
                 attempt()
-            while swapper.swaps <= number:
-                os.sched_yield()
+            tries += 1
+            wait_until(lambda: racer.swaps > before, 60, "a swap", every_s=0)
+    finally:
+        racer.rest()
+        if place.is_symlink():
+            exchange(place, link)
+        link.unlink()
     _raced.append(rounds)
 
 
@@ -66,7 +81,7 @@ PLACES = [("file", "beam.dat", "beam.dat"), ("folder", "sub", "sub"), ("whole", 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("place", "target"), [row[1:] for row in PLACES], ids=[row[0] for row in PLACES])
-def test_opening_beneath(around: Surroundings, place: str, target: str) -> None:
+def test_opening_beneath(racer: Racer, around: Surroundings, place: str, target: str) -> None:
     """Reading and writing a name in a folder in which a file, a folder, or which itself is swapped."""
     folder = inside(around)
     name = "sub/beam.dat" if place != "beam.dat" else place
@@ -79,13 +94,13 @@ def test_opening_beneath(around: Surroundings, place: str, target: str) -> None:
         finally:
             os.close(fd)
 
-    race(Swapper(folder / place if place else folder, around.outside / target), attempt)
+    race(racer, folder / place if place else folder, around.outside / target, attempt)
     around.check()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["sub", ""], ids=["folder", "whole"])
-def test_walking_copying_hashing(around: Surroundings, place: str) -> None:
+def test_walking_copying_hashing(racer: Racer, around: Surroundings, place: str) -> None:
     folder, copies = inside(around), around.root / "inside" / "copies"
     copies.mkdir()
     outside = {(info.st_dev, info.st_ino) for info in map(os.stat, (around.outside / name for name in NAMES))}
@@ -96,7 +111,7 @@ def test_walking_copying_hashing(around: Surroundings, place: str) -> None:
         hash_files(folder, list_files(folder).files)
         copy_tree(folder, copies / new_id())
 
-    race(Swapper(folder / place if place else folder, around.outside / place), attempt)
+    race(racer, folder / place if place else folder, around.outside / place, attempt)
     assert holds_canary(copies) == []
 
 
@@ -107,12 +122,12 @@ def _agent(root: Path) -> AgentConfig:
     base = f"[agent]\nsite = site-a\nurl = http://127.0.0.1:1\ntoken_file = {root}/token\nbase = {root}/base\n"
     ini.write_text(base + "[release]\nallow = **\nlogs = return\n")
     ini.chmod(0o600)
-    return read_agent_config(ini)
+    return read_config(ini)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("place", "target"), [row[1:] for row in PLACES], ids=[row[0] for row in PLACES])
-def test_release(around: Surroundings, place: str, target: str) -> None:
+def test_release(racer: Racer, around: Surroundings, place: str, target: str) -> None:
     """What a process that the command left behind swaps in `work/` while the agent copies from there."""
     paths = JobPaths(around.root / "inside" / "job")
     inside(around, "job/work")
@@ -123,15 +138,15 @@ def test_release(around: Surroundings, place: str, target: str) -> None:
         collect(agent, job, paths)
         assert holds_canary(paths.out) == []
 
-    race(Swapper(paths.work / place if place else paths.work, around.outside / target), attempt)
+    race(racer, paths.work / place if place else paths.work, around.outside / target, attempt)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["sub/beam.inp", "sub", "in"], ids=["file", "folder", "in"])
-def test_drops(around: Surroundings, place: str) -> None:
+def test_drops(racer: Racer, around: Surroundings, place: str) -> None:
     """A submitter swaps in the drop while it is taken in; every tenth is a folder of another uid, which is copied."""
     store = new_store(around.root / "inside" / "spool")
-    settings = config(around.root / "inside" / "ini", drop_quiet_s="0")
+    settings = config(around.root / "inside" / "ini", drop_quiet_s="0.05")
     drops = Drops(store)
     rounds = -(-ROUNDS // 3)
     for number in range(rounds):
@@ -144,43 +159,21 @@ def test_drops(around: Surroundings, place: str) -> None:
             os.chown(folder, 65534, -1)
         target = around.outside if place == "in" else around.outside / place
         swapped = folder / place if place == "in" else folder / "in" / place
-        apart = around.root / "inside" / "apart"
-        ends, failed = threading.Event(), threading.Event()
-        thread = threading.Thread(target=_swap_where_it_is, args=(swapped, target, apart, ends, failed))
-        thread.start()
+        apart = around.root / "inside" / f"apart.{number}"
+        apart.symlink_to(target)
+        before = racer.swaps
+        racer.go(swapped, apart)
+        wait_until(lambda: racer.swaps > before, 60, "a swap", every_s=0)
         with contextlib.suppress(SpoolError, OSError):
             drops.accept(name, settings)
-        ends.set()
-        thread.join()
-        assert not failed.is_set()
+        racer.rest()
     assert holds_canary(store.paths.root) == []
     _raced.append(rounds)
-    drops.close() if hasattr(drops, "close") else None
-
-
-def _swap_where_it_is(place: Path, target: Path, apart: Path, ends: threading.Event, failed: threading.Event) -> None:
-    from hostile.swapper import exchange
-
-    apart.unlink(missing_ok=True)
-    apart.symlink_to(target)
-    while not ends.is_set():
-        try:
-            exchange(place, apart)
-        except FileNotFoundError:  # it was taken away meanwhile
-            break
-        except OSError:
-            failed.set()
-            break
-    if apart.is_symlink():
-        apart.unlink()
-    elif apart.is_dir():
-        import shutil
-
-        shutil.rmtree(apart)
+    drops.close()
 
 
 @pytest.mark.slow
-def test_the_server(tmp_path: Path) -> None:
+def test_the_server(racer: Racer, tmp_path: Path) -> None:
     """Downloads and uploads of a job whose folders are swapped meanwhile, over the wire."""
     cast = Cast(tmp_path / "rig")
     try:
@@ -213,13 +206,14 @@ def test_the_server(tmp_path: Path) -> None:
             ask(cast.port, put, methods=["PATCH", "POST"])
 
         rounds = -(-ROUNDS // 3)
-        race(Swapper(folder / "in" / "canary-of-a-job.inp", around.outside / "canary-of-a-job.inp"), reading, rounds)
-        race(Swapper(folder / "in", around.outside / "in"), reading, rounds)
-        race(Swapper(folder / "out", around.outside / "out"), reading, rounds)
-        race(Swapper(files / "out", around.outside / "out"), writing, rounds)
-        race(Swapper(files / "out" / NAMES[1], around.outside / "out" / "small.txt"), writing, rounds)
+        race(racer, folder / "in" / "canary-of-a-job.inp", around.outside / "canary-of-a-job.inp", reading, rounds)
+        race(racer, folder / "in", around.outside / "in", reading, rounds)
+        race(racer, folder / "out", around.outside / "out", reading, rounds)
+        race(racer, files / "out", around.outside / "out", writing, rounds)
+        race(racer, files / "out" / NAMES[1], around.outside / "out" / "small.txt", writing, rounds)
         around.check()
-        assert "event=internal" not in cast.process.output()
+        log = cast.process.output()
+        assert "event=internal" not in log, log[log.find("event=internal") - 100 :][:3000]
     finally:
         cast.close()
     tell(f"hostile: {sum(_raced)} swaps raced here (of {TOTAL} over all workers): 0 escapes")
