@@ -134,4 +134,5 @@ def test_what_a_sync_tells_of_somebody_elses_job(cast: Cast) -> None:
 
 
 def test_how_many_were_asked() -> None:
-    tell(f"hostile: {len(ROUTES)} routes x {len(ASKERS)} askers = {len(ROUTES) * len(ASKERS)} questions about another's job: 0 leaks")
+    asked = len(ROUTES) * len(ASKERS)
+    tell(f"hostile: {len(ROUTES)} routes x {len(ASKERS)} askers = {asked} questions about another's job: 0 leaks")
