@@ -1,4 +1,4 @@
-"""The description of /v1 for machines, OpenAPI 3.0: `docs/openapi.json` is `document()`, written by `python -m spool.server.openapi`.
+"""The description of /v1 for machines, OpenAPI 3.0; `python -m spool.server.openapi` prints what docs/openapi.json holds.
 
 docs/protocol.md is for people and says more; the routes, the methods and the words of both are checked against the code.
 """
@@ -38,7 +38,8 @@ SCHEMAS: dict[str, Any] = {
             "format": {"type": "integer", "enum": [1]}, "id": _ID, "site": _TEXT, "command": _TEXT, "args": _NAMES,
             "inputs": {"type": "array", "items": _INPUT}, "outputs": _NAMES, "user": _TEXT, "priority": {"type": "integer"},
             "workflow": _TEXT, "env": {"type": "object", "additionalProperties": _TEXT}, "wall_time_s": _COUNT,
-            "expires_at": {"type": "string", "format": "date-time"}, "give_up_after_s": _COUNT, "require_all": {"type": "boolean"},
+            "expires_at": {"type": "string", "format": "date-time"}, "give_up_after_s": _COUNT,
+            "require_all": {"type": "boolean"},
             "labels": {"type": "object", "additionalProperties": _TEXT}, "resources": {"type": "object"}, "notify_url": _TEXT,
         },
     },
@@ -46,7 +47,8 @@ SCHEMAS: dict[str, Any] = {
         "type": "object", "required": ["site", "agent"],
         "properties": {
             "site": _TEXT, "agent": _TEXT, "instance": _TEXT, "generation": _COUNT, "seq": _COUNT, "room": _COUNT,
-            "wait_s": {"type": "integer", "minimum": 0, "maximum": 25}, "version": _TEXT, "leaving": {"type": "boolean"}, "epoch": _TEXT,
+            "wait_s": {"type": "integer", "minimum": 0, "maximum": 25}, "version": _TEXT, "leaving": {"type": "boolean"},
+            "epoch": _TEXT,
             "jobs": {"type": "array", "items": {
                 "type": "object", "required": ["id", "run_id", "state"],
                 "properties": {
@@ -59,14 +61,16 @@ SCHEMAS: dict[str, Any] = {
     "Result": {
         "type": "object", "required": ["id", "run_id", "attempt"],
         "properties": {
-            "format": {"type": "integer", "enum": [1]}, "id": _ID, "run_id": _ID, "attempt": _COUNT, "exit_code": _COUNT, "signal": _COUNT,
+            "format": {"type": "integer", "enum": [1]}, "id": _ID, "run_id": _ID, "attempt": _COUNT, "exit_code": _COUNT,
+            "signal": _COUNT,
             "reason": _TEXT, "message": _TEXT, "files": {"type": "array", "items": _FILE}, "missing": _NAMES, "withheld": _NAMES,
             "not_carried": _NAMES,
         },
     },
 }  # fmt: skip
 _QUERIES: dict[str, list[tuple[str, Any]]] = {
-    "list": [("state", {"type": "string", "enum": [str(state) for state in State]}), ("site", _TEXT), ("user", _TEXT), ("limit", _COUNT)],
+    "list": [("state", {"type": "string", "enum": [str(state) for state in State]}), ("site", _TEXT), ("user", _TEXT),
+        ("limit", _COUNT)],
     "requeue": [("force", {"type": "string", "enum": ["0", "1"]})],
     "get_tar": [("max_bytes", _COUNT), ("after", _TEXT)],
     "put_tar": [("run_id", _ID)],
@@ -111,7 +115,8 @@ def _operation(method: str, rule: str, call: Any) -> dict[str, Any]:
     value: dict[str, Any] = {
         "operationId": f"{method.lower()}_{name}",
         "summary": str(call.__doc__ or "").strip().partition("\n")[0],
-        "parameters": [{"name": word, "in": where, "required": needed, "schema": schema} for word, where, needed, schema in asked],
+        "parameters": [{"name": word, "in": where, "required": needed, "schema": schema} for word, where, needed,
+            schema in asked],
         "responses": {"2XX": {"description": "done"}, "default": {"description": "an error", "content": problem}},
     }
     if name in _BODIES:
@@ -120,7 +125,7 @@ def _operation(method: str, rule: str, call: Any) -> dict[str, Any]:
     elif name in _CHUNKS:
         value["requestBody"] = {"required": True, "content": _BYTES}
     elif name == "put_tar":
-        value["requestBody"] = {"required": True, "content": {"application/x-tar": _BYTES["application/octet-stream"]}}
+        value["requestBody"] = {"required": True, "description": "a tar", "content": _BYTES}
     if rule == "/health":
         value["security"] = []
         value["responses"]["503"] = {"description": "degraded: `problems` says why"}

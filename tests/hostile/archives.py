@@ -11,7 +11,8 @@ from pathlib import Path
 from hostile.names import hostile_names
 
 KINDS = {
-    "symlink": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "character device": tarfile.CHRTYPE, "block device": tarfile.BLKTYPE,
+    "symlink": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "character device": tarfile.CHRTYPE,
+    "block device": tarfile.BLKTYPE,
     "fifo": tarfile.FIFOTYPE, "folder": tarfile.DIRTYPE, "contiguous": tarfile.CONTTYPE, "sparse": tarfile.GNUTYPE_SPARSE,
     "unknown": b"Z", "volume": b"V", "multi-volume": b"M", "dump folder": b"D", "old file": b"\0",
 }  # fmt: skip
@@ -66,12 +67,17 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 4) -> tarfile.T
 
 def _pax(outside: Path) -> Iterator[tuple[str, bytes]]:
     tricks: list[dict[str, str]] = [
-        {"path": "../../pwned"}, {"path": str(outside / "pwned")}, {"path": "a\nb"}, {"path": ""}, {"path": "x" * 5000}, {"linkpath": "../x"},
-        {"size": "-1"}, {"size": "99999999999999999999"}, {"size": "x"}, {"size": "1e3"}, {"size": "3"}, {"uid": "x"}, {"mtime": "nan"},
-        {"mtime": "inf"}, {"mtime": "9" * 400}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 50)},
+        {"path": "../../pwned"}, {"path": str(outside / "pwned")}, {"path": "a\nb"}, {"path": ""}, {"path": "x" * 5000},
+        {"linkpath": "../x"},
+        {"size": "-1"}, {"size": "99999999999999999999"}, {"size": "x"}, {"size": "1e3"}, {"size": "3"}, {"uid": "x"},
+        {"mtime": "nan"},
+        {"mtime": "inf"}, {"mtime": "9" * 400}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
+            "GNU.sparse.realsize": str(1 << 50)},
         {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 50)}, {"GNU.sparse.map": "x"}, {"GNU.sparse.map": "5,5,0,9"},
-        {"GNU.sparse.name": "../../pwned"}, {"GNU.sparse.size": "-5"}, {"GNU.sparse.numblocks": "9" * 30}, {"hdrcharset": "BINARY"},
-        {"hdrcharset": "x"}, {"comment": "c" * 100000}, {"SCHILY.xattr.security.capability": "x"}, {"path": "%2e%2e/pwned"}, {"typeflag": "2"},
+        {"GNU.sparse.name": "../../pwned"}, {"GNU.sparse.size": "-5"}, {"GNU.sparse.numblocks": "9" * 30},
+        {"hdrcharset": "BINARY"},
+        {"hdrcharset": "x"}, {"comment": "c" * 100000}, {"SCHILY.xattr.security.capability": "x"}, {"path": "%2e%2e/pwned"},
+        {"typeflag": "2"},
     ]  # fmt: skip
     for pax in tricks:
         info = member("a")
@@ -79,7 +85,8 @@ def _pax(outside: Path) -> Iterator[tuple[str, bytes]]:
         yield f"pax {str(pax)[:60]}", one(info)
     header = tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT)
     for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-        for body in (b"", b"0 x=1\n", b"-5 a=b\n", b"999999999 a=b\n", b"7 path=\n", b"x" * 600, b"18 path=../pwned\n\n", b"\xff" * 90, b"5 \xff=\xfe\n"):
+        for body in (b"", b"0 x=1\n", b"-5 a=b\n", b"999999999 a=b\n", b"7 path=\n", b"x" * 600, b"18 path=../pwned\n\n",
+            b"\xff" * 90, b"5 \xff=\xfe\n"):
             info = member("h", kind)
             info.size = len(body)
             data = info.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512)
@@ -100,7 +107,8 @@ def _broken() -> Iterator[tuple[str, bytes]]:
     negative[124:136] = b"\xff" * 12
     negative[148:156] = b"%06o\0 " % sum(negative[:148], 8 * 32 + sum(negative[156:]))
     yield "a negative size", bytes(negative) + bytes(1024)
-    yield "ten thousand empty members", one(*(member(f"m{number}", size=0) for number in range(10_000)), format=tarfile.USTAR_FORMAT)
+    yield "ten thousand empty members", one(*(member(f"m{number}", size=0) for number in range(10_000)),
+        format=tarfile.USTAR_FORMAT)
     yield "gzip of 100 MB", gzip.compress(bytes(100 << 20), 1)
     yield "a zip", b"PK\x03\x04" + bytes(600)
     yield "noise", bytes(range(256)) * 40

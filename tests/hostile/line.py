@@ -27,7 +27,8 @@ class Told:
         return any(word in self.body or word in self.head for word in TRACES)
 
 
-def request(method: str, target: bytes | str, body: bytes = b"", headers: Mapping[str, str] | None = None, *, token: str = "") -> bytes:
+def request(method: str, target: bytes | str, body: bytes = b"", headers: Mapping[str, str] | None = None, *,
+    token: str = "") -> bytes:
     """The bytes of a request; Content-Length is set where there is a body or the method wants one."""
     path = target if isinstance(target, bytes) else target.encode()
     fields = {"Host": "localhost", **({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
@@ -38,7 +39,7 @@ def request(method: str, target: bytes | str, body: bytes = b"", headers: Mappin
 
 
 def ask(port: int, requests: Sequence[bytes], *, methods: Sequence[str], wait_s: float = 60) -> list[Told]:
-    """Send them in one go over one connection and return the answers; fewer where the server closes, or for `wait_s` says nothing."""
+    """Send them in one go over one connection; return the answers, fewer where the server closes or says nothing for `wait_s`."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             line.sendall(b"".join(requests))

@@ -1,6 +1,6 @@
 """Every route of the server as one valid request each: what it needs to be asked about, and who may ask.
 
-`RIGHTS` is the table of docs/security.md ("Tokens") and of docs/protocol.md ("Routes") in one: right -> asker -> what is answered.
+`RIGHTS` is the table of docs/security.md ("Who is answered what"): right -> asker -> what is answered.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ PATCH = {"X-HTTP-Method-Override": "PATCH"}
 
 ASKERS = (
     "nobody", "bad", "expired", "revoked", "submitter", "other submitter", "agent", "other agent", "agent of another site",
-    "submitter of another site", "operator", "viewer", "operator of another site", "viewer of another site", "submitter and agent",
+    "submitter of another site", "operator", "viewer", "operator of another site", "viewer of another site",
+    "submitter and agent",
     "other submitter and agent", "other agent and viewer",
 )  # fmt: skip
 YES, NO, HIDDEN, WHO = "yes", "no", "hidden", "who"
@@ -53,11 +54,13 @@ RIGHTS: dict[str, dict[str, str]] = {
         **{**_ROLE, "submitter": YES, "other_submitter": YES, "submitter_and_agent": YES, "other_submitter_and_agent": YES}
     ),
     "agent without a job": _right(**{
-        **_ROLE, "agent": YES, "other_agent": YES, "submitter_and_agent": YES, "other_submitter_and_agent": YES, "other_agent_and_viewer": YES,
+        **_ROLE, "agent": YES, "other_agent": YES, "submitter_and_agent": YES, "other_submitter_and_agent": YES,
+        "other_agent_and_viewer": YES,
     }),
     "all without a job": _right(**dict.fromkeys(_ROLE, YES)),
     "operator, viewer without a job": _right(**{
-        **_ROLE, "operator": YES, "viewer": YES, "operator_of_another_site": YES, "viewer_of_another_site": YES, "other_agent_and_viewer": YES,
+        **_ROLE, "operator": YES, "viewer": YES, "operator_of_another_site": YES, "viewer_of_another_site": YES,
+        "other_agent_and_viewer": YES,
     }),
     "everybody": dict.fromkeys(ASKERS, YES),
 }  # fmt: skip
@@ -132,7 +135,8 @@ def out_tar(_: JobState | None = None) -> bytes:
     return buffer.getvalue()
 
 
-CALC = {"remote-site": "site-a", "command": "ccx", "parameters": "", "parameter_files": {"a": ["eA==", "t", "c"]}, "result_files": {}}
+CALC = {"remote-site": "site-a", "command": "ccx", "parameters": "", "parameter_files": {"a": ["eA==", "t", "c"]},
+    "result_files": {}}
 RESULTS = {OUTPUT: {"content": "eA==", "mimetype1": "text/plain;", "mimetype2": "charset=us-ascii"}}
 ROUTES: tuple[Route, ...] = (
     _v1("POST", "/v1/sync", "agent without a job", body=sync_of),

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CANARY = b"canary-of-the-outside-1f6d0c"
-NAMES = ("beam.inp", "beam.dat", "pwned", "job.json", "state.json", "stdout.txt", "stderr.txt", "a/b", "sub/beam.inp", "sub/beam.dat")
+NAMES = ("beam.inp", "beam.dat", "pwned", "job.json", "state.json", "stdout.txt", "stderr.txt", "a/b", "sub/beam.inp",
+    "sub/beam.dat")
 
 
 class Surroundings:

@@ -30,7 +30,7 @@ class Racer:
     """The process; `swaps` counts since its start. One at a time: `go` begins with a pair of paths, `rest` ends that."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._file.truncate(8)
         self._count = mmap.mmap(self._file.fileno(), 8)
         words = [sys.executable, __file__, str(self._file.fileno())]

@@ -63,7 +63,7 @@ def test_results_in_a_tar(cast: Cast) -> None:
     assert 20 < taken < len(archives) // 2
     links = [what for what in statuses if " to " in what and not what.startswith(("old file", "contiguous"))]
     assert [what for what in links if statuses[what] == 200] == []
-    tell(f"hostile: {len(archives)} archives as results: {taken} taken in, all beneath the job, {len(archives) - taken} refused; 0 escapes")
+    tell(f"hostile: {len(archives)} archives as results: {taken} taken in beneath the job, the others refused; 0 escapes")
 
 
 class HostileServer:

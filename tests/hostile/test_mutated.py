@@ -62,7 +62,8 @@ def _round(cast: Cast, seed: int, root: Path) -> tuple[dict[int, int], int, floa
     cast.process.stop(30)
     done = cast.rig.spoolctl("check", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sum(tally.statuses[status] for status in (200, 201, 204)) > ROUND // 20, "most were refused at the door: the mutations are dull"
+    assert sum(tally.statuses[status] for status in (200, 201,
+        204)) > ROUND // 20, "most were refused at the door: the mutations are dull"
     return dict(tally.statuses), tally.silent, peak_mb
 
 

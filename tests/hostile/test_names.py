@@ -98,7 +98,7 @@ def test_in_targets_of_requests(cast: Cast) -> None:
     assert len(here) > 50
     watch.check()
     statuses = sorted({one.status for one in told})
-    tell(f"hostile: {len(watch.names)} names in {len(requests)} targets ({statuses}): {len(here)} files, all beneath the job; 0 escapes")
+    tell(f"hostile: {len(watch.names)} names in {len(requests)} targets ({statuses}): {len(here)} files, all in the job; 0 escapes")
 
 
 @pytest.mark.slow
@@ -119,9 +119,11 @@ def test_in_documents(cast: Cast) -> None:
         post("/v1/jobs", name, {**asked, "inputs": [name, {"path": "ok", **entry}], "outputs": [name]})
         result = {"format": 1, "id": job.id, "run_id": job.run_id, "attempt": 1, "exit_code": 0}
         post(f"/v1/jobs/{job.id}/finish", name, {**result, "files": [{"path": f"out/{name}", **entry}]})
-        calc = {"remote-site": "site-a", "command": "ccx", "parameter_files": {name: ["ZXZpbA==", "t", "c"]}, "result_files": {name: {}}}
+        calc = {"remote-site": "site-a", "command": "ccx", "parameter_files": {name: ["ZXZpbA==", "t", "c"]},
+            "result_files": {name: {}}}
         post(f"{BASE}/add-calcinfo", "", {"calc-info": calc})
-        post(f"{BASE}/send-results", "", {"accept_id": job.id, "site_id": "site-a", "result_files": {name: {"content": "ZXZpbA=="}}})
+        post(f"{BASE}/send-results", "", {"accept_id": job.id, "site_id": "site-a",
+            "result_files": {name: {"content": "ZXZpbA=="}}})
         key = ("id", "site", "user", "command", "workflow", "expires_at")[number % 6]
         post("/v1/jobs", "", {**asked, key: name})
         post("/v1/sync", "", {"site": name if number % 2 else "site-a", "agent": "a" if number % 2 else name, "room": 0})

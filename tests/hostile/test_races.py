@@ -56,6 +56,11 @@ def racer() -> Iterator[Racer]:
         yield made
 
 
+def swapped_since(racer: Racer, before: int) -> None:
+    """Until there was a swap since `before` were counted."""
+    wait_until(lambda: racer.swaps > before, 60, "a swap", every_s=0)
+
+
 def race(racer: Racer, place: Path, target: Path, attempt: Callable[[], object], rounds: int = ROUNDS) -> None:
     """Try `rounds` times while `place` is by turns itself and a link to `target`; whatever is refused, each round sees a swap."""
     link, tries = place.parent.parent / f"apart.{new_id()}", 0
@@ -67,7 +72,7 @@ def race(racer: Racer, place: Path, target: Path, attempt: Callable[[], object],
             with contextlib.suppress(SpoolError, OSError):
                 attempt()
             tries += 1
-            wait_until(lambda: racer.swaps > before, 60, "a swap", every_s=0)
+            swapped_since(racer, before)
     finally:
         racer.rest()
         if place.is_symlink():
@@ -163,7 +168,7 @@ def test_drops(racer: Racer, around: Surroundings, place: str) -> None:
         apart.symlink_to(target)
         before = racer.swaps
         racer.go(swapped, apart)
-        wait_until(lambda: racer.swaps > before, 60, "a swap", every_s=0)
+        swapped_since(racer, before)
         with contextlib.suppress(SpoolError, OSError):
             drops.accept(name, settings)
         racer.rest()
@@ -190,7 +195,8 @@ def test_the_server(racer: Racer, tmp_path: Path) -> None:
         done, running = cast.job("completed"), cast.job("running")
         files = cast.store.paths.job(running.id).incoming_of(running.run_id) / "files"
         put = [
-            request("PATCH", f"/v1/jobs/{running.id}/files/out/{NAMES[1]}?run_id={running.run_id}", b"evil", {"Upload-Offset": "0"}, token=token),
+            request("PATCH", f"/v1/jobs/{running.id}/files/out/{NAMES[1]}?run_id={running.run_id}", b"evil",
+                {"Upload-Offset": "0"}, token=token),
             request("POST", f"/v1/jobs/{running.id}/files/out.tar?run_id={running.run_id}", out_tar(), token=token),
         ]  # fmt: skip
         ask(cast.port, put, methods=["PATCH", "POST"])
