@@ -133,7 +133,8 @@ def _operation(method: str, rule: str, call: Any) -> dict[str, Any]:
 
 
 def _path_schema(word: str) -> dict[str, Any]:
-    return {"job_id": _ID, "part": {"type": "string", "enum": ["out", "log"]}}.get(word, {"type": "string", "minLength": 1})
+    known: dict[str, dict[str, Any]] = {"job_id": _ID, "part": {"type": "string", "enum": ["out", "log"]}}
+    return known.get(word, {"type": "string", "minLength": 1})
 
 
 def text() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from components.rig import Rig, Section
 from hostile.line import Told, ask
@@ -41,7 +42,7 @@ _ROLES: dict[str, tuple[str, tuple[str, ...], str]] = {
 class Cast:
     """A running server, a token for each asker, and jobs on demand."""
 
-    def __init__(self, root: Path, **options: str) -> None:
+    def __init__(self, root: Path, **options: Any) -> None:
         self.rig = Rig(root)
         self.process = self.rig.start_server(SITES, **options)
         self.port = self.rig.port

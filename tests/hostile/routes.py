@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -178,7 +178,7 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
-def mounted(rules: Mapping[str, Any] | Any) -> list[tuple[str, str]]:
+def mounted(rules: Iterable[Any]) -> list[tuple[str, str]]:
     """(method, path) of every rule that a bottle application has, with the words of the documentation."""
     found = []
     for route in rules:

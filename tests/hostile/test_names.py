@@ -98,7 +98,7 @@ def test_in_targets_of_requests(cast: Cast) -> None:
     assert len(here) > 50
     watch.check()
     statuses = sorted({one.status for one in told})
-    tell(f"hostile: {len(watch.names)} names in {len(requests)} targets ({statuses}): {len(here)} files, all in the job; 0 escapes")
+    tell(f"hostile: {len(watch.names)} names in {len(requests)} targets ({statuses}): {len(here)} files, in the job; 0 escapes")
 
 
 @pytest.mark.slow
