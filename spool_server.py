@@ -30,6 +30,7 @@ from spool.addresses import is_loopback
 from spool.config import LiveConfig, find_config
 from spool.creation import SPOOL_UMASK
 from spool.errors import ConfigError, SpoolError
+from spool.memory import keep_private
 from spool.opening import open_store
 from spool.server.app import build, token_file
 from spool.server.bodies import Limits, channel_class
@@ -47,6 +48,7 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 def main(argv: list[str] | None = None) -> int:
     """Run the server; return its exit code (0 after SIGTERM or Ctrl+C, 78 for a configuration that cannot work)."""
     args = _parse(argv)
+    keep_private()
     os.umask(SPOOL_UMASK)
     _tame_malloc()
     _raise_file_limit()

@@ -148,11 +148,16 @@ def parent_beneath(folder: Path, name: str, *, make: bool = False) -> Iterator[t
     """Yield (descriptor of the directory that holds `name`, last part of `name`), never having followed a link.
 
     `name` is a file name from outside, relative to `folder`. With `make` missing directories are made (and their parents
-    synced). Raises `InvalidName` where the name or something on its way is not allowed, `FileNotFoundError`
-    where a directory is missing. Use the descriptor with `dir_fd=` and `O_NOFOLLOW`.
+    synced). Raises `InvalidName` where the name or something on its way is not allowed or `folder` itself is a link,
+    `FileNotFoundError` where a directory is missing. Use the descriptor with `dir_fd=` and `O_NOFOLLOW`.
     """
     parts = check_name(name).split("/")
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(folder, _FOLDER_ONLY)
+    except OSError as exc:
+        if exc.errno in _NO_FOLDER:
+            raise InvalidName(f"{folder.name}/ is a link or a file", hint="use real folders") from exc
+        raise
     try:
         for part in parts[:-1]:
             below = _step(fd, part, name, make=make)

@@ -26,7 +26,7 @@ from spool.errors import Busy, DigestMismatch, InvalidRequest, OffsetMismatch
 from spool.fields import Fields
 from spool.files import COPY_BYTES, fsync_dir, open_beneath, parent_beneath, read_record, remove_tree, write_all
 from spool.manifest import hash_fd
-from spool.names import check_names
+from spool.names import TogetherNames, check_names
 from spool.records import FileEntry
 from spool.streams import Stored
 
@@ -205,9 +205,10 @@ class Incoming:
         """
         self.prepare()
         written: dict[str, _Aside] = {}
+        together = TogetherNames()
         try:
             for name, stream, size in members:
-                check_names((name, *written))
+                together.add(name)
                 written[name] = self._write_aside(stream, size)
             with self._unclosed():
                 for name, aside in written.items():

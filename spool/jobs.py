@@ -15,6 +15,11 @@ from spool.paths import SpoolPaths
 from spool.records import JOB_LIMIT_BYTES, HistoryEntry, Job, JobState, Result
 
 
+def no_job(job_id: str) -> NotFound:
+    """Return the error for a job that is not there; one that the asker may not see is answered with the same words."""
+    return NotFound(f"no job {job_id} here", hint="check the id, and whose token this is: spoolctl ls shows what there is")
+
+
 class Jobs:
     """The jobs of one spool, to be read. Needs no lock: every record is replaced whole."""
 
@@ -37,7 +42,7 @@ class Jobs:
         except FileNotFoundError as exc:
             if paths.folder.exists():
                 raise self._corrupt(job_id, "state.json is missing") from exc
-            raise NotFound(f"no job {job_id} here", hint="spoolctl ls shows what there is") from exc
+            raise no_job(job_id) from exc
         except InvalidRecord as exc:
             raise self._corrupt(job_id, exc.message) from exc
 
@@ -50,7 +55,7 @@ class Jobs:
         try:
             return read_record(self.paths.job(check_id(job_id)).job, JOB_LIMIT_BYTES)
         except FileNotFoundError as exc:
-            raise NotFound(f"no job {job_id} here", hint="spoolctl ls shows what there is") from exc
+            raise no_job(job_id) from exc
 
     def result(self, job_id: str) -> Result | None:
         """Return how the latest run ended, or None where there is no result yet."""

@@ -103,14 +103,33 @@ def check_name(name: str) -> str:
 
 def check_names(names: Iterable[str]) -> None:
     """Check each name, and that no name is given twice or is at once a file and a folder of another."""
-    seen: set[str] = set()
+    together = TogetherNames()
     for name in names:
-        if check_name(name) in seen:
+        together.add(name)
+
+
+class TogetherNames:
+    """Names of files that are to lie in one folder, checked as they come: the time for each does not grow with their number."""
+
+    def __init__(self) -> None:
+        self._files: set[str] = set()
+        self._folders: dict[str, str] = {}  # -> a file beneath
+
+    def add(self, name: str) -> str:
+        """Return `name`; raise `InvalidName` as `check_names` does."""
+        if check_name(name) in self._files:
             raise InvalidName(f"the file name {name!r} is given twice", hint="name each file once")
-        seen.add(name)
-    for name in seen:
         above = name
         while "/" in above:
             above = above.rpartition("/")[0]
-            if above in seen:
-                raise InvalidName(f"{above!r} is both a file and the folder of {name!r}", hint="rename one of them")
+            self._folders.setdefault(above, name)
+            if above in self._files:
+                raise _both(above, name)
+        if name in self._folders:
+            raise _both(name, self._folders[name])
+        self._files.add(name)
+        return name
+
+
+def _both(name: str, below: str) -> InvalidName:
+    return InvalidName(f"{name!r} is both a file and the folder of {below!r}", hint="rename one of them")

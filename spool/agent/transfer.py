@@ -20,6 +20,7 @@ from spool.files import fsync_dir, open_beneath, parent_beneath, write_all
 from spool.manifest import hash_fd
 from spool.paths import JobPaths
 from spool.records import FileEntry
+from spool.tars import DAMAGED, open_tar
 
 SMALL_BYTES = 1 << 20
 TAR_BYTES = 8 << 20
@@ -61,7 +62,7 @@ def _here(folder: Path, entry: FileEntry) -> bool:
 def _fetch_tar(client: JobClient, job_id: str, target: Path, part: Path, wanted: dict[str, FileEntry], *, after: str) -> None:
     with client.download_tar(job_id, after, SMALL_BYTES) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive:
+            with open_tar(stream, errors="surrogateescape") as archive:
                 for member in archive:
                     content = archive.extractfile(member) if member.isreg() else None
                     entry = wanted.get(member.name)
@@ -72,7 +73,7 @@ def _fetch_tar(client: JobClient, job_id: str, target: Path, part: Path, wanted:
                         _place(target, part, "tar", entry)
                     except DigestMismatch as exc:
                         log.warning("damaged_input", job=job_id, file=entry.path, why=exc)  # fetched by itself
-        except (tarfile.TarError, EOFError) as exc:
+        except DAMAGED as exc:
             raise Unreachable(f"the tar of inputs was cut: {exc}", hint="it is tried again") from exc
 
 

@@ -73,7 +73,7 @@ def _counted(blocks: Iterator[bytes], entry: FileEntry, progress: Progress) -> I
 
 
 def _write_file(folder: Path, name: str, entry: FileEntry, blocks: Iterator[bytes]) -> None:
-    with parent_beneath(folder, name, make=True) as (parent, last):
+    with parent_beneath(folder.resolve(), name, make=True) as (parent, last):  # a person may name a link
         temp = f".{secrets.token_hex(8)}.tmp"
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=parent)
         try:

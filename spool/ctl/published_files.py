@@ -107,7 +107,7 @@ class Landing:
         for name, stored in files.items():
             os.chmod(stored.path, mode)
             sync_file(stored.path)
-            with parent_beneath(self._folder, name, make=True) as (parent, last):
+            with parent_beneath(self._folder.resolve(), name, make=True) as (parent, last):
                 os.rename(stored.path, last, dst_dir_fd=parent)
                 os.fsync(parent)
         fsync_dir(self._folder)

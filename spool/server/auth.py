@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spool import log
-from spool.errors import NotAllowed, NotFound, TooManyTries, Unauthorized
+from spool.errors import NotAllowed, TooManyTries, Unauthorized
+from spool.jobs import no_job
 from spool.records import JobState
 from spool.server.tokens import Token, TokenFile
 
@@ -50,9 +51,9 @@ class Asker:
         return self.token.covers(state.site) and (mine or self.has("operator", "viewer"))
 
     def need_seen(self, state: JobState) -> None:
-        """Raise `NotFound`, as if there were no such job, where this asker may not see it."""
+        """Raise `NotFound`, word for word as if there were no such job, where this asker may not see it."""
         if not self.may_see(state):
-            raise NotFound(f"no job {state.id} here", hint="check the id, and whose token this is")
+            raise no_job(state.id)
 
     def need_change(self, state: JobState) -> None:
         """Raise unless this asker may cancel the job or add to it: its submitter, or an operator."""

@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import io
+import itertools
 import os
 import re
 import stat
@@ -24,6 +25,7 @@ from spool.files import open_beneath
 from spool.incoming import Incoming
 from spool.paths import JobPaths
 from spool.records import FileEntry, JobState
+from spool.tars import DAMAGED, open_tar
 
 BLOCK_BYTES = 1 << 18
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -162,9 +164,9 @@ def upload_tar(environ: Mapping[str, Any], incoming: Incoming, prefix: str, limi
     """
     body = _Body(environ["wsgi.input"], body_length(environ, limit))
     try:
-        with tarfile.open(fileobj=body, mode="r|", encoding="utf-8", errors="strict") as archive:
+        with open_tar(body) as archive:
             return incoming.put_group(_members(archive, prefix))
-    except (tarfile.TarError, UnicodeError, ValueError, EOFError, RecursionError, OverflowError) as exc:
+    except DAMAGED as exc:
         raise InvalidRequest(f"the body is not a tar of plain files: {exc}", hint="send it again, or file by file") from exc
 
 
@@ -179,7 +181,15 @@ def _members(archive: tarfile.TarFile, prefix: str) -> Iterator[tuple[str, Binar
 
 
 def download_tar(paths: JobPaths, state: JobState, *, after: str, max_bytes: int) -> Iterator[bytes]:
-    """Yield a tar of the inputs of at most `max_bytes` each whose names sort after `after`, in sorted order."""
+    """Return the blocks of a tar of the inputs of at most `max_bytes` each whose names sort after `after`, in sorted order.
+
+    What stands against the first one is raised here, while it can still be answered in words; a later one ends the line.
+    """
+    blocks = _tar(paths, state, after, max_bytes)
+    return itertools.chain((next(blocks),), blocks)
+
+
+def _tar(paths: JobPaths, state: JobState, after: str, max_bytes: int) -> Iterator[bytes]:
     for entry in sorted(state.inputs, key=lambda item: item.path):
         if entry.path > after and entry.size <= max_bytes:
             yield from _tar_member(paths, entry)

@@ -1,4 +1,4 @@
-"""What monitors and browsers ask: /health, /metrics and a page of the jobs."""
+"""What monitors and browsers ask: /health, /metrics and a page of the jobs, within the sites of the token."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from spool import __version__
 from spool.config import LiveConfig
 from spool.files import free_bytes
 from spool.room import why_no_room
-from spool.server.auth import Auth
-from spool.server.contacts import Contacts
+from spool.server.auth import Asker, Auth
+from spool.server.contacts import AgentKey, Contacts
 from spool.server.v1 import answer
 from spool.states import State
 from spool.store import Store
@@ -43,8 +43,13 @@ class Pages:
         yield "/metrics", self.metrics
         yield "/", self.jobs
 
-    def _watcher(self) -> None:
-        self._auth.asker(request.environ).need("operator", "viewer")
+    def _watcher(self) -> Asker:
+        asker = self._auth.asker(request.environ)
+        asker.need("operator", "viewer")
+        return asker
+
+    def _contacts_of(self, asker: Asker) -> list[tuple[AgentKey, float]]:
+        return [(key, age_s) for key, age_s in sorted(self._contacts.known().items()) if asker.token.covers(key[0])]
 
     def health(self) -> HTTPResponse:
         """GET /health: 200 where the spool can be written to and the configuration is good, 503 otherwise."""
@@ -57,23 +62,24 @@ class Pages:
 
     def metrics(self) -> HTTPResponse:
         """GET /metrics: Prometheus text format 0.0.4."""
-        self._watcher()
-        counts = Counter(state.state for state in self._store.states())
+        asker = self._watcher()
+        counts = Counter(state.state for state in self._store.states() if asker.may_see(state))
         lines = ["# HELP mint_spool_jobs Jobs by state.", "# TYPE mint_spool_jobs gauge"]
         lines += [f'mint_spool_jobs{{state="{state}"}} {counts[state]}' for state in State]
         lines += ["# HELP mint_spool_free_bytes Free bytes on the spool's disk.", "# TYPE mint_spool_free_bytes gauge"]
         lines += [f"mint_spool_free_bytes {free_bytes(self._store.paths.root)}"]
         lines += ["# HELP mint_spool_contact_age_seconds Time since an agent's last sync."]
         lines += ["# TYPE mint_spool_contact_age_seconds gauge"]
-        for (site, user, agent), age_s in sorted(self._contacts.known().items()):
+        for (site, user, agent), age_s in self._contacts_of(asker):
             lines.append(f'mint_spool_contact_age_seconds{{site="{site}",user="{user}",agent="{agent}"}} {age_s:.0f}')
         body = "\n".join(lines) + "\n"
         return HTTPResponse(body.encode("utf-8"), 200, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     def jobs(self) -> HTTPResponse:
         """GET /: a page of the newest jobs for people; no script, nothing fetched from elsewhere."""
-        self._watcher()
-        states = sorted(self._store.states(), key=lambda state: state.submitted_at, reverse=True)[:200]
+        asker = self._watcher()
+        seen = [state for state in self._store.states() if asker.may_see(state)]
+        states = sorted(seen, key=lambda state: state.submitted_at, reverse=True)[:200]
         cells = [
             (
                 state.id,
@@ -89,7 +95,7 @@ class Pages:
         rows = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in cells)
         contacts = "".join(
             f"<li>{html.escape(site)}: {html.escape(agent)} of {html.escape(user)}, {age_s:.0f} s ({_word(age_s)})</li>"
-            for (site, user, agent), age_s in sorted(self._contacts.known().items())
+            for (site, user, agent), age_s in self._contacts_of(asker)
         )
         page = _PAGE.format(contacts=contacts or "<li>none yet</li>", rows=rows)
         headers = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from typing import Any, Callable
 from urllib.parse import parse_qs
@@ -15,7 +16,7 @@ from spool import jsonio
 from spool.config import LiveConfig
 from spool.drops import check_against, first_state, freeze_inputs
 from spool.errors import Conflict, InvalidRecord, InvalidRequest, NoSpace, NotFound, StaleRun, UnknownRun
-from spool.files import remove_tree
+from spool.files import open_beneath, remove_tree
 from spool.incoming import Digests, Incoming
 from spool.names import check_name, is_id, new_id
 from spool.paths import JobPaths
@@ -231,9 +232,11 @@ class V1:
         _, state = self._seen(job_id)
         if state.state != State.NEW:
             return self.get_input(job_id, name)
-        here = self._store.paths.job(job_id).inputs / check_name(name)
-        if here.is_file():  # an enqueue has moved it to its place and then did not go through
-            return HTTPResponse(b"", 200, {"Upload-Offset": str(here.stat().st_size), "Cache-Control": "no-store"})
+        with contextlib.suppress(FileNotFoundError):  # an enqueue has moved it to its place and then did not go through
+            fd = open_beneath(self._store.paths.job(job_id).inputs, name, os.O_RDONLY)
+            with os.fdopen(fd, "rb") as here:
+                size = os.fstat(here.fileno()).st_size
+            return HTTPResponse(b"", 200, {"Upload-Offset": str(size), "Cache-Control": "no-store"})
         return files.upload_state(self._inputs(job_id), f"in/{name}")
 
     def enqueue(self, job_id: str) -> HTTPResponse:
