@@ -4,6 +4,7 @@
     spool_agent.py SITE URL TOKEN|@FILE|login [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
     spool_agent.py --config etc/agent.ini [--once]
     spool_agent.py init | check [--config etc/agent.ini]
+    spool_agent.py login [--config etc/agent.ini] [--user NAME] [--password @FILE|-]
 
 The loop, in order: sync (say what is here, be told what is wanted), and for each job fetch, run, return; those three are in
 `spool.agent.carrier`. Every step is in the job's folder before it is taken, so a restart carries on where it was.
@@ -31,6 +32,7 @@ from spool.agent.protocol import connect
 from spool.agent.published_calls import ANSWERED
 from spool.agent.verbs import VERBS, Verb
 from spool.errors import Busy, ConfigError, NotAllowed, SpoolError, Unauthorized, UnknownSite, from_os_error, is_no_space
+from spool.memory import keep_private
 from spool.runner import LocalRunner, install
 
 SHORT_S = 0.5  # a sync that took less did not wait at the server
@@ -39,6 +41,7 @@ EXIT_TRY_LATER, EXIT_NOT_ALLOWED, EXIT_CONFIG = 75, 77, 78
 
 def main(argv: list[str] | None = None) -> int:
     """Run the agent; return its exit code (docs/agent.md, "Exit codes")."""
+    keep_private()
     os.umask(0o077)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
