@@ -26,6 +26,7 @@ from spool.drops import Drops, may_accept
 from spool.errors import Conflict, DigestMismatch, NotFound, SpoolError, StaleRun, TransferFailed, Unreachable
 from spool.files import sync_tree
 from spool.manifest import hash_files
+from spool.memory import keep_private
 from spool.opening import open_store
 from spool.records import FileEntry, JobState
 from spool.results import Outputs, accept, judge
@@ -342,6 +343,7 @@ class Push:
 def main(argv: list[str] | None = None) -> int:
     """Run the push; return its exit code: 0 done or stopped, 1 a named job failed, 2 usage, 75 later, 78 configuration."""
     args = parse(argv)
+    keep_private()
     os.umask(SPOOL_UMASK)
     try:
         config = LiveConfig(find_config(args.config, args.spool))
