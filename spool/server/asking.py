@@ -4,8 +4,9 @@ It gets the token as a line on its standard input, never in its arguments or env
 1 says that the token does not count. Anything else is trouble: 503, and nobody gets in. An answer holds for `auth_cache_s`, which
 is how long a revoked token may still count. Tokens are kept as SHA-256 only.
 
-A slow program holds at most `at_a_time` threads. Half of the places are kept for tokens that have counted before, and the address
-of a stranger gets one: whoever sends tokens that do not count cannot keep those from being asked about that do.
+A slow program holds at most half as many threads again as `at_a_time`. Half of the places are kept for tokens that have counted
+before, and the address of a stranger gets one: whoever sends tokens that do not count cannot keep those from being asked about
+that do.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Command(Auth):
         self._timeout_s = timeout_s
         self._cache_s = cache_s
         self._places = at_a_time
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._joining = 0
         self._good: OrderedDict[str, _Answer] = OrderedDict()
         self._bad_answers: OrderedDict[str, _Answer] = OrderedDict()
         self._asked: dict[str, str] = {}  # SHA-256 of the token under way -> address where a stranger's, else ""
@@ -106,13 +108,26 @@ class Command(Auth):
     def _find(self, text: str, address: str) -> Token | None:
         digest = _digest(text)
         known, stale = self._known(digest)
+        if known is None and self._joined(digest):
+            known, stale = self._known(digest)
         if known is None or (stale and digest not in self._asked):
             known = self._ask(text, digest, address, known)
         return known.token if known.counts() else None
 
+    def _joined(self, digest: str) -> bool:
+        """Wait for the answer that another request asks for; False where none does, or enough requests wait already."""
+        with self._changed:
+            if digest not in self._asked or self._joining >= self._places // 2:
+                return False
+            self._joining += 1
+            try:
+                return self._changed.wait_for(lambda: digest not in self._asked, self._timeout_s)
+            finally:
+                self._joining -= 1
+
     def _known(self, digest: str) -> tuple[_Answer | None, bool]:
         """Return (the answer that still holds, whether it is time to ask again)."""
-        with self._lock:
+        with self._changed:
             known = self._good.get(digest) or self._bad_answers.get(digest)
         age_s = time.monotonic() - known.at if known else 0.0
         if known is None or age_s >= self._cache_s:
@@ -123,23 +138,26 @@ class Command(Auth):
         try:
             with self._place(digest, address):
                 answer = _Answer(self._run(text, digest), time.monotonic())
+                self._keep(digest, answer)
+                return answer
         except Busy:
             if known is not None:  # it holds on; somebody else, or the next request, asks
                 return known
             raise
-        with self._lock:
+
+    def _keep(self, digest: str, answer: _Answer) -> None:
+        with self._changed:
             kept, other = (self._bad_answers, self._good) if answer.token is None else (self._good, self._bad_answers)
             other.pop(digest, None)
             kept[digest] = answer
             kept.move_to_end(digest)
             if len(kept) > MOST_KEPT:
                 kept.popitem(last=False)
-        return answer
 
     @contextlib.contextmanager
     def _place(self, digest: str, address: str) -> Iterator[None]:
         """Hold one of the places; `Busy` at once where none is free for this token."""
-        with self._lock:
+        with self._changed:
             stranger = "" if digest in self._good else block_of(address)
             strangers = [one for one in self._asked.values() if one]
             full = len(self._asked) >= self._places or digest in self._asked
@@ -149,8 +167,9 @@ class Command(Auth):
         try:
             yield
         finally:
-            with self._lock:
+            with self._changed:
                 del self._asked[digest]
+                self._changed.notify_all()
 
     def _run(self, text: str, digest: str) -> Token | None:
         """Ask the program; None where it says that the token does not count. `Busy` for whatever else goes wrong."""

@@ -1,4 +1,4 @@
-"""Whose job a drop is: the owner of the folder, and nobody can make it look like another's (run as root, who can be every uid)."""
+"""Whose job a drop is: the owner of the folder, and nobody makes it look like another's (as root, who can be every uid)."""
 
 from __future__ import annotations
 
