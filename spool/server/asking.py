@@ -65,7 +65,7 @@ class Command(Auth):
         self._good: OrderedDict[str, _Answer] = OrderedDict()
         self._bad_answers: OrderedDict[str, _Answer] = OrderedDict()
         self._asked: dict[str, str] = {}  # SHA-256 of the token under way -> address where a stranger's, else ""
-        self._bad = Tries("bad_token")
+        self._bad = Tries(lambda **shown: log.warning("bad_token", **shown))
         self._trouble = ""
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
+from spool import log
 from spool.errors import NotAllowed, NotFound, Unauthorized
 from spool.records import JobState
 from spool.server.tokens import Token, TokenFile
@@ -81,7 +82,7 @@ class Auth:
 
     def __init__(self, tokens: TokenFile) -> None:
         self._tokens = tokens
-        self._bad = Tries("bad_token")
+        self._bad = Tries(lambda **shown: log.warning("bad_token", **shown))
 
     @property
     def problem(self) -> str:

@@ -35,7 +35,7 @@ class Gateway(Auth):
         self._names = tuple(name.upper().replace("-", "_") for name in names)
         self._trusted = trusted
         self._secret = read_secret(secret) if secret else b""
-        self._strangers = Tries("not_the_gateway")
+        self._strangers = Tries(lambda **shown: log.warning("not_the_gateway", **shown))
 
     def asker(self, environ: Mapping[str, Any]) -> Asker:
         """Return who asks, as the gateway says; raise `Unauthorized` or `TooManyTries`."""

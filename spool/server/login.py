@@ -38,7 +38,7 @@ class Login:
         self._tokens = tokens
         self._days = days
         self._offered = offered
-        self._tries = Tries("bad_login")
+        self._tries = Tries(lambda **shown: log.warning("bad_login", **shown))
         self._lock = threading.Lock()
         self._inside: list[str] = []
 

@@ -10,8 +10,8 @@ import ipaddress
 import threading
 import time
 from collections import OrderedDict
+from typing import Callable
 
-from spool import log
 from spool.errors import TooManyTries
 
 TRIES = 10
@@ -40,10 +40,10 @@ class _Windows:
 
 
 class Tries:
-    """Bad tries of one kind; `event` is the name of their log line, which a log watcher reads."""
+    """Bad tries of one kind; `tell` writes their line into the log, which a log watcher reads."""
 
-    def __init__(self, event: str, *, tries: int = TRIES, of_address: int = TRIES_OF_ADDRESS) -> None:
-        self._event = event
+    def __init__(self, tell: Callable[..., None], *, tries: int = TRIES, of_address: int = TRIES_OF_ADDRESS) -> None:
+        self._tell = tell
         self._tries = tries
         self._of_address = of_address
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ class Tries:
         with self._lock:
             of_key, of_address = self._keys.count((block, key), now, 1), self._addresses.count((block,), now, 1)
         if of_key[1] <= self._tries + 1 and of_address[1] <= self._of_address + 1:
-            log.warning(self._event, address=address, tries=of_key[1], **shown)
+            self._tell(address=address, tries=of_key[1], **shown)
         over = [start for start, count, limit in ((*of_key, self._tries), (*of_address, self._of_address)) if count > limit]
         if over:
             self._refuse(max(over), now, what)
