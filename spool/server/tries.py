@@ -1,4 +1,4 @@
-"""Counting bad tries (docs/security.md, "Guessing"): never consulted for a token that counts, and never a wait for anybody.
+"""Counting bad tries (docs/operations.md, "Guessing"): never consulted for a token that counts, and never a wait for anybody.
 
 Two counters, each for a minute: one address with one key (the beginning of a token, a user's name), and one address as a whole,
 so that tokens that are new each time run into a limit too. Only who is wrong is answered 429; memory is bounded.

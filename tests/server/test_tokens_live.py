@@ -15,6 +15,7 @@ from components.privilege import need_root
 from components.waiting import stays, wait_until
 from server.client import Agent, Client, Service
 from spool.instants import from_epoch
+from spool.server import livefile
 from spool.server.tokens import Token, TokenFile
 
 DAMAGES = ["torn", "empty", "not JSON", "a wrong instant", "an unknown role", "no sites", "a newer format"]
@@ -100,15 +101,21 @@ def test_no_change_is_missed(tmp_path: Path) -> None:
         assert looking.find(text) is None
 
 
-def test_a_change_that_leaves_inode_size_and_time(tmp_path: Path) -> None:
-    """Written in place, several within one tick of the clock: it is read again until that tick is long over."""
+def test_a_change_that_leaves_inode_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written in place within one tick of the clock: it is read again until that tick is long over."""
     path = tmp_path / "tokens.json"
-    TokenFile(path).add("u0000", ["agent"], ())
-    looking, whole = TokenFile(path), path.read_bytes()
-    with open(path, "r+b", buffering=0) as file:
-        for number in range(400):
-            os.pwrite(file.fileno(), whole.replace(b"u0000", f"u{number:04d}".encode()), 0)
-            assert looking.all()[0].user == f"u{number:04d}"
+    TokenFile(path).add("alice", ["agent"], ())
+    looking, real, info, age_ns = TokenFile(path), os.stat, os.stat(path), [1_000_000]
+    monkeypatch.setattr(livefile.os, "stat", lambda at, **more: info if at == path else real(at, **more))
+    monkeypatch.setattr(livefile.time, "time_ns", lambda: max(info.st_mtime_ns, info.st_ctime_ns) + age_ns[0])
+    for name, then in (("alice", "clara"), ("clara", "maria")):
+        assert looking.all()[0].user == name
+        path.write_bytes(path.read_bytes().replace(name.encode(), then.encode()))
+        assert looking.all()[0].user == then
+    age_ns[0] = 1_000_000_000
+    kept = looking.all()
+    path.write_bytes(b"")
+    assert looking.all() is kept, "not read at each request for ever"
 
 
 def waiting(agent: Agent) -> tuple[threading.Thread, list[Any]]:
