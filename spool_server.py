@@ -23,7 +23,6 @@ from types import FrameType
 from typing import Any
 
 import waitress
-from bottle import Bottle
 
 from spool import __version__, log
 from spool.addresses import is_loopback
@@ -32,9 +31,12 @@ from spool.creation import SPOOL_UMASK
 from spool.errors import ConfigError, SpoolError
 from spool.memory import keep_private
 from spool.opening import open_store
-from spool.server.app import build, token_file
+from spool.server.app import auth_of, build, token_file
+from spool.server.auth import Auth
 from spool.server.bodies import Limits, channel_class
 from spool.server.contacts import Contacts
+from spool.server.proxied import Proxied, Trusted
+from spool.server.tokens import TokenFile
 from spool.server.upkeep import Upkeep
 from spool.server.wakeups import Wakeups
 from spool.store import Store
@@ -55,13 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = LiveConfig(find_config(args.config, args.spool))
         store = open_store(args.spool, config, "spool_server.py")
+        tokens = token_file(store, config)
+        auth = auth_of(config, tokens)
         listening = _listen(args.listen or config.get().server["listen"], config.get().server["allow_http"])
     except SpoolError as exc:
         print(f"spool_server.py: {exc.message}\n  {exc.hint}", file=sys.stderr)
         return EXIT_CONFIG
     log.setup(config.get().server["log"])
     with listening:
-        _serve(config, store, listening)
+        _serve(config, store, listening, tokens, auth)
     return 0
 
 
@@ -112,13 +116,13 @@ def _tame_malloc() -> None:
         mallopt(M_ARENA_MAX, 2)
 
 
-def _serve(config: LiveConfig, store: Store, listening: socket.socket) -> None:
+def _serve(config: LiveConfig, store: Store, listening: socket.socket, tokens: TokenFile, auth: Auth) -> None:
     options = config.get().server
     wakeups, contacts = Wakeups(options["max_waiters"]), Contacts(store)
     upkeep = Upkeep(store, config, contacts)
-    tokens = token_file(store, config)
-    server = _waitress(build(store, config, wakeups, contacts, tokens), listening, options)
-    limits = Limits(lambda text: tokens.find(text) is not None, store.paths.root, options["min_free"])
+    app = Proxied(build(store, config, wakeups, contacts, tokens, auth), Trusted(options["trusted_proxy"]))
+    server = _waitress(app, listening, options)
+    limits = Limits(auth.welcome, store.paths.root, options["min_free"])
     server.channel_class = channel_class(limits)
     tempfile.tempdir = str(store.paths.tmp)  # where large bodies wait: on the spool's disk, which is watched
 
@@ -140,10 +144,9 @@ def _serve(config: LiveConfig, store: Store, listening: socket.socket) -> None:
     log.info("stopped")
 
 
-def _waitress(app: Bottle, listening: socket.socket, options: dict[str, Any]) -> Any:
+def _waitress(app: Proxied, listening: socket.socket, options: dict[str, Any]) -> Any:
     """Return the waitress server; the numbers are explained in docs/operations.md, "Threads and buffers"."""
     logging.getLogger("waitress").setLevel(logging.ERROR)
-    proxy = {"trusted_proxy": options["trusted_proxy"], "trusted_proxy_headers": {"x-forwarded-for"}, "trusted_proxy_count": 1}
     return waitress.create_server(
         app,
         sockets=[listening],
@@ -158,8 +161,7 @@ def _waitress(app: Bottle, listening: socket.socket, options: dict[str, Any]) ->
         asyncore_use_poll=True,
         expose_tracebacks=False,
         ident="mint-spool",
-        clear_untrusted_proxy_headers=True,
-        **(proxy if options["trusted_proxy"] else {}),
+        clear_untrusted_proxy_headers=False,  # `Proxied` does
     )
 
 

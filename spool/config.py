@@ -5,7 +5,9 @@ Guarantee: the file is read again when it changes, so that a new site counts wit
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from spool.sample import render
 MIB = 1024 * 1024
 SETTLING_S = 0.1  # a file that has changed is read when it has not changed again for this long
 SETTLING_TRIES = 10
+_HEADER = re.compile(r"[Xx]-[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")
 
 SERVER = Section(
     "server",
@@ -29,9 +32,27 @@ SERVER = Section(
         Option("spool", o.path, None, "the spool's folder; --spool wins over it", "/var/spool/mint-spool"),
         Option("listen", o.text, "127.0.0.1:8082", "HOST:PORT to listen on; plain http, so loopback with nginx in front"),
         Option("allow_http", o.boolean, False, "listen on an address other than loopback although it is plain http"),
-        Option("trusted_proxy", o.text, "", "address of the proxy in front, whose X-Forwarded-For is believed", "127.0.0.1"),
+        Option("trusted_proxy", o.words, (), "addresses of the proxies in front, whose X-Forwarded-For is believed", "127.0.0.1"),
         Option("log", o.path, None, "file that gets the log lines; none: standard error", "/var/log/mint-spool/server.log"),
         Option("tokens", o.path, None, "the token file; none: tokens.json in the spool", "/etc/mint-spool/tokens.json"),
+        Option("users", o.path, None, "users and passwords for login; none: users.json in the spool", "/etc/mint-spool/users"),
+        Option("login_days", o.integer(1, 3650), 30, "days for which a token that login gives counts"),
+        Option(
+            "auth", o.choice("file", "gateway", "command"), "file",
+            "who says who asks: the token file, the headers of a gateway in front, or a command that is asked",
+        ),
+        Option(
+            "gateway_headers", o.words, ("X-Mint-User", "X-Mint-Roles", "X-Mint-Sites", "X-Mint-Secret"),
+            "gateway: its headers for user, roles, sites and secret; believed from trusted_proxy only",
+        ),
+        Option(
+            "gateway_secret", o.path, None,
+            "gateway: file of mode 0600 with its secret; needed where trusted_proxy is this host", "/etc/mint-spool/gateway",
+        ),
+        Option("auth_command", o.argv, (), "command: what is asked; it reads the token on its standard input", "/opt/whose"),
+        Option("auth_timeout_s", o.seconds(0.1, 60), 5.0, "command: seconds that it may take"),
+        Option("auth_cache_s", o.seconds(1, 3600), 60.0, "command: seconds for which an answer holds, a revoked token too"),
+        Option("auth_at_a_time", o.integer(2, 256), 4, "command: how many run at a time; below two thirds of threads"),
         Option("threads", o.integer(1, 512), 8, "threads for requests that do not wait"),
         Option("max_waiters", o.integer(0, 4096), 64, "waiting syncs at a time; further ones are answered at once"),
         Option("trusted_uids", o.words, (), "numeric uids whose drops may name another user than their own", "1001 1002"),
@@ -181,17 +202,44 @@ def read_config(path: Path) -> SpoolConfig:
         raw, published = translate(raw, str(path))
     ini = o.convert(raw, SECTIONS, str(path))
     server = dict(ini.one("server"))
-    for name in ("spool", "tokens", "log"):  # whichever program reads it, from wherever: the same file
+    for name in ("spool", "tokens", "users", "gateway_secret", "log"):  # whichever program reads it, from wherever: the same file
         if server[name] is not None:
             server[name] = path.resolve().parent / server[name]
     for uid in server["trusted_uids"]:
         if not uid.isdecimal():
             raise ConfigError(f"{path}: [server] trusted_uids: {uid!r} is not a numeric uid", hint="see: id -u USER")
     server["trusted_uids"] = tuple(int(uid) for uid in server["trusted_uids"])
+    _check_auth(server, path)
     sites = {name: dict(values) for name, values in ini.titled("site").items()}
     for name, commands in published.items():
         sites[name]["commands"] = (*commands, *sites[name]["commands"])
     return SpoolConfig(server, {name: _site(name, values, path) for name, values in sites.items()}, path)
+
+
+def _check_auth(server: dict[str, Any], path: Path) -> None:
+    """Raise `ConfigError` where the options of `auth` would let in whom nobody has checked, or nobody."""
+
+    def wrong(option: str, why: str, hint: str) -> ConfigError:
+        return ConfigError(f"{path}: [server] {option}: {why}", hint=hint)
+
+    for address in server["trusted_proxy"]:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError as exc:
+            raise wrong("trusted_proxy", f"{address!r} is no address", "such as 127.0.0.1") from exc
+    names = server["gateway_headers"]
+    if len({name.lower() for name in names}) != 4 or not all(_HEADER.fullmatch(name) for name in names):
+        raise wrong("gateway_headers", "four different names are needed", "user, roles, sites, secret; X- and letters, digits, -")
+    if server["auth"] == "gateway" and not server["trusted_proxy"]:
+        raise wrong("auth", "a gateway needs trusted_proxy", "the address from which its headers are believed")
+    here = any(ipaddress.ip_address(address).is_loopback for address in server["trusted_proxy"])
+    if server["auth"] == "gateway" and here and server["gateway_secret"] is None:
+        raise wrong("auth", "every account of this host could be the gateway", "set gateway_secret, and have the gateway send it")
+    if server["auth"] == "command" and not server["auth_command"]:
+        raise wrong("auth", "auth_command is missing", "the program that is asked whose a token is")
+    held = server["auth_at_a_time"] * 3 // 2  # some requests wait for an answer that another has asked for
+    if server["auth"] == "command" and held >= server["threads"]:
+        raise wrong("auth_at_a_time", "a slow command would hold all threads", "set it below two thirds of threads")
 
 
 def _site(name: str, values: dict[str, Any], path: Path) -> Site:

@@ -35,7 +35,7 @@ from spool.queue import make_key
 from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState
 from spool.rejecting import reject
 from spool.room import why_no_room
-from spool.staging import Staging
+from spool.staging import Staging, check_same_owner
 from spool.states import State
 from spool.store import Store
 
@@ -241,6 +241,8 @@ class Drops:
             job = Job.parse(_whole_json(folder / "job.json"))
             if job.id not in ("", name):
                 raise InvalidName(f"job.json names the id {job.id}, the folder {name}", hint="leave id out, or make them equal")
+            if owner is None:
+                check_same_owner(info.st_uid, os.lstat(folder / "job.json").st_uid)
             user = _user_of(job, info.st_uid if owner is None else owner, config)
             check_against(job, user, config, self._store.clock)
             _check_listing(list_files(folder / "in"), {item.path for item in job.inputs})

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -350,23 +351,30 @@ def _copy_data(source_fd: int, target_fd: int) -> None:
             offset += len(chunk)
 
 
-def copy_tree(source: Path, target: Path, *, skip_denied: bool = False) -> None:
+Check = Callable[[str, os.stat_result], None]
+"""Gets the path of an opened file below what is copied, and what fstat(2) says of it."""
+
+
+def copy_tree(source: Path, target: Path, *, skip_denied: bool = False, check: Check = lambda path, info: None) -> None:
     """Copy the regular files and folders of `source` to the new folder `target`; links and devices are left behind.
 
     Nothing is followed on the way, so whoever owns `source` cannot point the copy elsewhere while it runs. What may not
-    be read is a `PermissionError`, or left behind too with `skip_denied`.
+    be read is a `PermissionError`, or left behind too with `skip_denied`. `check` is called for `source` itself, as ``""``,
+    and for each file before it is copied: it sees what is copied, whatever takes its name meanwhile, and may raise.
     """
     os.mkdir(target, 0o770)
     with contextlib.suppress(NotADirectoryError):  # `source` itself is a link or a device
-        for place in walk(source, on_denied=(lambda path: None) if skip_denied else None):
+        for number, place in enumerate(walk(source, on_denied=(lambda path: None) if skip_denied else None)):
+            if number == 0:
+                check("", os.fstat(place.fd))
             for name, info in place.entries:
                 if stat.S_ISDIR(info.st_mode):
                     os.mkdir(target / place.path / name, 0o770)
                 elif stat.S_ISREG(info.st_mode):
-                    _copy_at(name, place.fd, target / place.path / name, skip_denied)
+                    _copy_at(name, place.fd, target / place.path / name, skip_denied, partial(check, beneath(place.path, name)))
 
 
-def _copy_at(name: str, dir_fd: int, target: Path, skip_denied: bool) -> None:
+def _copy_at(name: str, dir_fd: int, target: Path, skip_denied: bool, check: Callable[[os.stat_result], None]) -> None:
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     except PermissionError:
@@ -374,7 +382,9 @@ def _copy_at(name: str, dir_fd: int, target: Path, skip_denied: bool) -> None:
             return
         raise
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):  # it may have been swapped since the walk looked
+        info = os.fstat(fd)
+        if stat.S_ISREG(info.st_mode):  # it may have been swapped since the walk looked
+            check(info)
             copy_file(fd, target)
     finally:
         os.close(fd)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spool import log
-from spool.errors import Busy
+from spool.errors import Busy, InvalidName, InvalidRecord
 from spool.files import copy_tree, fsync_dir, read_record, remove_tree, replace_file, sync_tree
 from spool.paths import SpoolPaths
 from spool.rejecting import hide
@@ -78,9 +78,12 @@ class Staging:
         """Make `job/` a copy of `source`, durably, because the original goes. Safe to repeat."""
         self._remove_original()  # of another drop under this id, rejected before a crash
         remove_tree(self._copy)
-        copy_tree(source, self._copy)
+        owners: list[int] = []
+        copy_tree(source, self._copy, check=lambda path, info: _check_owner(path, info, owners))
+        if not owners:  # a link by now
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(source))
         sync_tree(self._copy)
-        replace_file(self._owner, str(os.lstat(source).st_uid).encode("ascii"))
+        replace_file(self._owner, str(owners[0]).encode("ascii"))
         os.rename(self._copy, self.job)
         fsync_dir(self.folder)
 
@@ -122,6 +125,28 @@ class Staging:
             # Someone has made a new lock in it meanwhile, will find nothing to do, and clears it.
             if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                 raise
+
+
+def _check_owner(path: str, info: os.stat_result, owners: list[int]) -> None:
+    """Note who owns the folder itself (``""``); raise where what is about to be copied is not the owner's to hand in.
+
+    Whoever may write into `drop/` can rename another's folder, put a job.json of his own into it, or a hard link to a file that
+    only this program may read, and swap all of it while it is copied: what is judged is what is being copied.
+    """
+    if not path:
+        owners.append(info.st_uid)
+    elif path == "job.json":
+        check_same_owner(owners[0], info.st_uid)
+    elif info.st_nlink > 1 and info.st_uid == os.geteuid() != owners[0]:
+        raise InvalidName(f"{path} is a hard link to a file of the spool's own", hint="put copies of files there")
+
+
+def check_same_owner(folder: int, job_json: int) -> None:
+    """Raise unless the uid that owns job.json is that of its folder: one of them says whose job it is."""
+    if folder != job_json:
+        raise InvalidRecord(
+            f"the folder belongs to uid {folder}, its job.json to uid {job_json}", hint="hand in folder and job.json as one user"
+        )
 
 
 def _remove(path: Path) -> None:

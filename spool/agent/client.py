@@ -27,6 +27,7 @@ RETRY_CAP_S = 300.0
 BLOCK_BYTES = 1 << 18
 ENVELOPE_BYTES = 1 << 16
 WORDS = 80
+_TOKEN = re.compile(r"[\x21-\x7e]{16,512}")
 _MARKUP = re.compile(r"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>")
 BLOCK_AFTER_CUT_BYTES = 1 << 14  # a cut costs at most one block: small ones from the first cut on
 
@@ -103,6 +104,14 @@ class Client:
         """POST /v1/sync; waits at the server for up to the request's ``wait_s``."""
         read_s = GOODBYE_S if request.get("leaving") else float(request["wait_s"]) + 35.0
         return self._json("POST", "/v1/sync", data=jsonio.dumps_line(request), read_s=read_s)
+
+    def login(self, user: str, password: str) -> dict[str, Any]:
+        """POST user and password; return ``token``, ``user``, ``roles``, ``expires_at``. Sent once, never repeated by itself."""
+        told = self._json("POST", "/v1/login", data=jsonio.dumps_line({"user": user, "password": password}))
+        texts = (told.get(key) for key in ("token", "user", "expires_at"))
+        if not all(isinstance(text, str) and text.isprintable() for text in texts) or not _TOKEN.fullmatch(told["token"]):
+            raise Unreachable(f"{self._connection.url} answered something else than a token", hint="is that a mint-spool server?")
+        return {**told, "roles": [str(role) for role in told.get("roles") or ()]}
 
     def job_bytes(self, job_id: str) -> bytes:
         """GET the exact bytes of job.json."""

@@ -49,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_ls(add("ls", "help_ls"))
     _add_of_jobs(add)
     _add_token(add("token", "help_token_cmd"), common)
+    _add_user(add("user", "help_user_cmd"), common)
+    login = add("login", "help_login")
+    _option(login, "--user", "help_login_user", default="")
+    _option(login, "--password", "help_password", default="", metavar="@FILE|-")
     check = add("check", "help_check")
     _option(check, "--repair", "help_repair", action="store_true")
     _option(check, "--json", "help_json", action="store_true")
@@ -132,6 +136,22 @@ def _add_token(parser: argparse.ArgumentParser, common: argparse.ArgumentParser)
     _option(listing, "--json", "help_json", action="store_true")
     revoke = commands.add_parser("revoke", help=text("help_token_revoke"), parents=[common], allow_abbrev=False)
     _option(revoke, "token_id", "help_token_id", metavar="ID")
+
+
+def _add_user(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="user_command", metavar="COMMAND", required=True)
+
+    def add(name: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text(f"help_user_{name}"), parents=[common], allow_abbrev=False)
+
+    new, changed = add("add"), add("passwd")
+    for one in (new, changed, add("remove")):
+        _option(one, "name", "help_user_name", metavar="NAME")
+    for one in (new, changed):
+        _option(one, "--password", "help_password", default="", metavar="@FILE|-")
+    _option(new, "--role", "help_user_role", action="append", choices=ROLES, required=True)
+    _option(new, "--site", "help_user_site", action="append", default=[])
+    _option(add("ls"), "--json", "help_json", action="store_true")
 
 
 def _priority(value: str) -> int:

@@ -76,5 +76,28 @@ HELP: dict[str, tuple[str, str]] = {
     "help_role": ("what it is for; repeat it", "役割(繰り返し可)"),
     "help_token_site": ("good for this site only; repeat it (default: every site)", "このサイトに限る(繰り返し可、既定: すべて)"),
     "help_import": ("take the existing token in this file", "このファイルにある既存のトークンを登録する"),
+    "help_user_cmd": ("users and passwords for login", "ログイン用のユーザーとパスワード"),
+    "help_user_add": ("add a user", "ユーザーを追加する"),
+    "help_user_passwd": (
+        "set a new password; tokens by login count no more",
+        "パスワードを変える。ログインで発行したトークンは失効する",
+    ),
+    "help_user_remove": (
+        "remove a user; tokens by login count no more",
+        "ユーザーを削除する。ログインで発行したトークンは失効する",
+    ),
+    "help_user_ls": ("list users", "ユーザーを一覧する"),
+    "help_user_name": ("the user", "ユーザー"),
+    "help_user_role": ("role of the tokens that login gives; repeat it", "ログインで発行するトークンの役割(繰り返し可)"),
+    "help_user_site": (
+        "those tokens are good for this site only; repeat it (default: every site)",
+        "そのトークンをこのサイトに限る(繰り返し可、既定: すべて)",
+    ),
+    "help_password": (
+        "file of mode 0600, or - for standard input; else it is asked for",
+        "モード0600のファイル、または標準入力(-)。無ければ尋ねる",
+    ),
+    "help_login": ("user and password once; the token goes into --token @FILE", "一度ログインし、トークンを--token @FILEに書く"),
+    "help_login_user": ("the user; else it is asked for", "ユーザー。無ければ尋ねる"),
     "help_token_id": ("the id that token ls shows", "token lsが示すID"),
 }  # fmt: skip

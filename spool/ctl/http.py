@@ -32,6 +32,11 @@ _KNOWN = {kind.code: kind for kind in SpoolError.__subclasses__() if kind.__modu
 _BY_STATUS: dict[int, type[SpoolError]] = {401: Unauthorized, 403: NotAllowed, 404: NotFound, 409: Conflict, 413: TooLarge}
 
 
+def is_token(text: str) -> bool:
+    """True where `text` can be a token."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 class Bearer(AuthBase):
     """The token as a header; an `AuthBase`, because requests lets ~/.netrc replace a header set by hand."""
 

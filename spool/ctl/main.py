@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 from spool.creation import SPOOL_UMASK
-from spool.ctl import checking, exits, tokenfile
+from spool.ctl import checking, exits, loggingin, tokenfile, userfile
 from spool.ctl.backend import Backend, Usage, Wanted
 from spool.ctl.commandline import parse
 from spool.ctl.fetching import fetch
@@ -27,6 +27,7 @@ from spool.ctl.remote import RemoteBackend
 from spool.ctl.submission import job_of
 from spool.ctl.waiting import LogFollower, Waiter, tell_error
 from spool.errors import Busy, ConfigError, Conflict, SpoolError, from_os_error
+from spool.memory import keep_private
 from spool.states import FINAL, State
 
 
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code (`spool.ctl.exits`)."""
     for stream in (sys.stdout, sys.stderr):  # a locale that lacks a character shows it escaped instead of ending the program
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    keep_private()
     logging.getLogger("mint-spool").addHandler(logging.NullHandler())  # people get messages, not log lines
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
@@ -61,6 +63,10 @@ def _run(args: argparse.Namespace) -> int:
         return checking.run(_root(args), as_json=args.json, repair=args.repair)
     if args.command_name == "token":
         return tokenfile.run(args, FolderBackend(_root(args)))
+    if args.command_name == "user":
+        return userfile.run(args, FolderBackend(_root(args)))
+    if args.command_name == "login":
+        return loggingin.run(args)
     commands: dict[str, Callable[[argparse.Namespace, Backend], int]] = {
         "submit": _submit, "ls": _ls, "show": _show, "wait": _wait, "logs": _logs, "fetch": _fetch, "cancel": _cancel,
         "requeue": _requeue,

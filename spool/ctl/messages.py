@@ -131,6 +131,17 @@ _SAID: Catalogue = {
         "{user}のトークン{id}: 役割 {roles}、サイト {sites}。表示はこの一度だけです:",
     ),
     "token_revoked": ("Token {id} of {user} counts no more", "{user}のトークン{id}を失効させました"),
+    "user_added": ("User {user}: {roles}; sites: {sites}", "ユーザー{user}: 役割 {roles}、サイト {sites}"),
+    "user_changed": (
+        "{user} has a new password; {count} tokens by login count no more",
+        "{user}のパスワードを変更しました。ログインで発行したトークン{count}個を失効させました",
+    ),
+    "user_removed": (
+        "User {user} is removed; {count} tokens by login count no more",
+        "ユーザー{user}を削除しました。ログインで発行したトークン{count}個を失効させました",
+    ),
+    "user_none": ("No users", "ユーザーはいません"),
+    "logged_in": ("{path}: a token of {user}, roles {roles}, until {at}", "{path}: {user}のトークン、役割 {roles}、期限 {at}"),
     "token_none": ("No tokens", "トークンはありません"),
     "token_open": (
         "{path} can be read by others: chmod 600 {path}",

@@ -11,14 +11,19 @@ from spool.config import LiveConfig
 from spool.errors import InvalidName, InvalidRequest, NotFound, SpoolError, from_os_error
 from spool.incoming import Digests
 from spool.published import BASE
+from spool.server.asking import Command
 from spool.server.auth import Auth
 from spool.server.contacts import Contacts
 from spool.server.envelope import route_error
+from spool.server.gateway import Gateway
+from spool.server.login import Login
 from spool.server.pages import Pages
 from spool.server.problems import problem
+from spool.server.proxied import Trusted
 from spool.server.published import Published
 from spool.server.sync import Sync
 from spool.server.tokens import TokenFile
+from spool.server.users import UserFile
 from spool.server.v1 import V1
 from spool.server.wakeups import Wakeups
 from spool.store import Store
@@ -33,13 +38,28 @@ def token_file(store: Store, config: LiveConfig) -> TokenFile:
     return TokenFile(config.get().server["tokens"] or store.paths.tokens)
 
 
-def build(store: Store, config: LiveConfig, wakeups: Wakeups, contacts: Contacts, tokens: TokenFile) -> Bottle:
+def auth_of(config: LiveConfig, tokens: TokenFile) -> Auth:
+    """Return what says who asks, as ``[server] auth`` has it. Raises `ConfigError` where that cannot work."""
+    options = config.get().server
+    if options["auth"] == "gateway":
+        return Gateway(options["gateway_headers"], Trusted(options["trusted_proxy"]), options["gateway_secret"])
+    if options["auth"] == "command":
+        timeout_s, cache_s = options["auth_timeout_s"], options["auth_cache_s"]
+        return Command(options["auth_command"], timeout_s=timeout_s, cache_s=cache_s, at_a_time=options["auth_at_a_time"])
+    return Auth(tokens)
+
+
+def build(
+    store: Store, config: LiveConfig, wakeups: Wakeups, contacts: Contacts, tokens: TokenFile, auth: Auth | None = None
+) -> Bottle:
     """Return the application over `store`."""
     app = Bottle(autojson=False)
-    auth = Auth(tokens)
+    auth, options = auth or auth_of(config, tokens), config.get().server
+    users = UserFile(options["users"] or store.paths.users)
     sync = Sync(store, config, wakeups, contacts)
     digests = Digests()
     V1(store, config, auth, sync, digests).mount(app)
+    Login(users, tokens, days=options["login_days"], offered=auth.has_tokens).mount(app)
     Published(store, config, auth, contacts, digests).mount(app)
     Pages(store, config, auth, contacts).mount(app)
     app.install(_answering_errors)

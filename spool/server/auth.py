@@ -1,30 +1,34 @@
-"""Who asks, and may they: bearer tokens, roles, and the limit on bad tries (docs/security.md)."""
+"""Who asks, and may they: roles, sites, users, and bearer tokens (docs/security.md, "Tokens")."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import OrderedDict
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Callable
 
 from spool import log
-from spool.errors import NotAllowed, TooManyTries, Unauthorized
+from spool.errors import NotAllowed, Unauthorized
 from spool.jobs import no_job
 from spool.records import JobState
 from spool.server.tokens import Token, TokenFile
-
-TRIES = 10
-WINDOW_S = 60.0
-_MAX_TRACKED = 10000
+from spool.server.tries import Tries
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Whoever sent a request, as its token says."""
+    """Whoever sent a request, as its token says. `again` looks the token up anew, or raises `Unauthorized`."""
 
     token: Token
+    again: Callable[[], Token] | None = field(default=None, compare=False)
+
+    def still(self, role: str, site: str) -> None:
+        """Raise unless this asker, who has been waiting, may still act in `role` for `site`: revoked or expired meanwhile?"""
+        now = Asker(self.again()) if self.again else self
+        now.need(role)
+        now.need_site(site)
+        if now.user != self.user:
+            raise no_such_token()
 
     @property
     def user(self) -> str:
@@ -68,44 +72,53 @@ class Asker:
             raise NotAllowed("only an agent of the job's user may do this", hint="use the token of the site's agent")
 
 
-class BadTries:
-    """Counts bad tokens per address and token prefix; never consulted for a token that counts."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._tries: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
-
-    def note(self, address: str, text: str) -> None:
-        """Count a bad try; raise `TooManyTries` after ten within a minute."""
-        now, key = time.monotonic(), (address, text[:8])
-        with self._lock:
-            recent = [at for at in self._tries.pop(key, []) if now - at < WINDOW_S]
-            self._tries[key] = [*recent, now][-TRIES - 1 :]
-            if len(self._tries) > _MAX_TRACKED:
-                self._tries.popitem(last=False)
-        log.warning("bad_token", address=address, tries=len(recent) + 1)
-        if len(recent) >= TRIES:
-            wait_s = int(WINDOW_S - (now - recent[0])) + 1
-            raise TooManyTries("too many bad tokens from here", retry_after_s=wait_s, hint="check the token, then wait")
+Welcome = Callable[[], "bool | None"]
+"""Asked again while a large body comes in: may it? None: not known yet."""
 
 
 class Auth:
-    """Turns a request's headers into an `Asker`."""
+    """Turns a request's headers into an `Asker`: here by the token file (``auth = file``); the others stand beside it."""
+
+    has_tokens = True  # what `login` gives counts here
 
     def __init__(self, tokens: TokenFile) -> None:
         self._tokens = tokens
-        self._bad = BadTries()
+        self._bad = Tries(lambda **shown: log.warning("bad_token", **shown))
+
+    @property
+    def problem(self) -> str:
+        """What /health says of it, or ``""``."""
+        return self._tokens.problem
 
     def asker(self, environ: Mapping[str, Any]) -> Asker:
         """Return who asks; raise `Unauthorized` or `TooManyTries`."""
-        scheme, _, text = str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
-        text = text.strip()
-        if scheme.lower() != "bearer" or not text:
-            raise Unauthorized("no token was sent", hint="send the header: Authorization: Bearer TOKEN")
+        text = bearer(environ.get("HTTP_AUTHORIZATION", ""))
         token = self._tokens.find(text)
         if token is None:
-            self._bad.note(str(environ.get("REMOTE_ADDR", "")), text)
-            raise Unauthorized(
-                "this token does not count", hint="it is unknown, expired or revoked; ask an operator for a new one"
-            )
-        return Asker(token)
+            self._bad.note(str(environ.get("REMOTE_ADDR", "")), text[:8], what="tokens")
+            raise no_such_token()
+        return Asker(token, functools.partial(self._again, token.sha256))
+
+    def _again(self, digest: str) -> Token:
+        token = self._tokens.find_digest(digest)
+        if token is None:
+            raise no_such_token()
+        return token
+
+    def welcome(self, headers: Mapping[str, str], peer: str) -> Welcome:
+        """Return whether whoever sent `headers` (as waitress names them) from the address `peer` may send a large body."""
+        found = self._tokens.find(bearer(headers.get("AUTHORIZATION", ""))) is not None
+        return lambda: found
+
+
+def bearer(header: object) -> str:
+    """Return the token of an Authorization header; `Unauthorized` where there is none."""
+    scheme, _, text = str(header).partition(" ")
+    if scheme.lower() != "bearer" or not text.strip():
+        raise Unauthorized("no token was sent", hint="send the header: Authorization: Bearer TOKEN")
+    return text.strip()
+
+
+def no_such_token() -> Unauthorized:
+    """Return the answer to a token that does not count."""
+    return Unauthorized("this token does not count", hint="it is unknown, expired or revoked; ask an operator for a new one")

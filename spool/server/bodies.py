@@ -2,15 +2,18 @@
 
 waitress takes the whole body before it calls the application, with one limit for all. The calls of /v1 need a chunk, two of
 the published protocol up to 2 GiB: only these get it, and only for a token that counts, while the disk has room. A request
-with another token goes to the application without its body, which counts the bad try and answers.
+with another token goes to the application without its body, which counts the bad try and answers. Where it takes a while to find
+out (``auth = command``), the body comes in meanwhile and ends with the answer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
@@ -21,7 +24,8 @@ from waitress.utilities import Error
 
 from spool.errors import SpoolError
 from spool.files import free_bytes
-from spool.published import BASE, MAX_BODY_BYTES
+from spool.published import BASE, MAX_BODY_BYTES, no_permission
+from spool.server.auth import Welcome
 
 RESULTS_CALL = f"{BASE}/send-results"
 LARGE_CALLS = (f"{BASE}/add-calcinfo", RESULTS_CALL)
@@ -35,10 +39,10 @@ FACTOR = 2  # the body is on disk encoded, and then decoded beside it
 class Refusal(Error):  # type: ignore[misc]
     """An answer in the published envelope to a request whose body is not taken in; the connection ends."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, code: int | str = 0) -> None:
         super().__init__(message)
         self.code, self.reason = status, reason
-        self._errors = {"errors": [{"code": status, "message": message}]}
+        self._errors = {"errors": [{"code": code or status, "message": message}]}
 
     def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Return (status line, headers, body), as waitress asks for."""
@@ -48,17 +52,12 @@ class Refusal(Error):  # type: ignore[misc]
 
 
 class Limits:
-    """Judges bodies: `known` tells whether a bearer token counts, `spool` is the folder whose disk takes large ones."""
+    """Judges bodies: `welcome` tells who may send large ones (`Auth.welcome`), `spool` is the folder whose disk takes them."""
 
-    def __init__(self, known: Callable[[str], bool], spool: Path, min_free_bytes: int) -> None:
-        self._known = known
+    def __init__(self, welcome: Callable[[Mapping[str, str], str], Welcome], spool: Path, min_free_bytes: int) -> None:
+        self.welcome = welcome
         self._spool = spool
         self._min_free_bytes = min_free_bytes
-
-    def knows(self, authorization: str) -> bool:
-        """True where the header names a token that counts."""
-        scheme, _, token = authorization.partition(" ")
-        return scheme.lower() == "bearer" and self._known(token.strip())
 
     def refusal(self, length: int, limit: int, *, finished: bool) -> Refusal | None:
         """Return why a body of `length` bytes (0: not told, it comes in pieces) is not taken in, or None where it is.
@@ -84,8 +83,13 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
         error: Error | None
         refused: Refusal | None = None
         bodyless = False  # given to the application, which refuses it, without its body
+        _welcome: Welcome | None = None
         _limit = 0
         _looked = 0
+
+        def __init__(self, adj: Any, peer: str) -> None:
+            super().__init__(adj)
+            self._peer = peer
 
         def parse_header(self, header_plus: bytes) -> None:
             super().parse_header(header_plus)
@@ -98,8 +102,10 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
 
         def _is_welcome(self) -> bool:
             try:
-                if self._limit > SMALL_BYTES and not limits.knows(self.headers.get("AUTHORIZATION", "")):
-                    return False
+                if self._limit > SMALL_BYTES:
+                    self._welcome = limits.welcome(self.headers, self._peer)
+                    if self._welcome() is False:
+                        return False
                 self.refused = limits.refusal(self.content_length, self._limit, finished=self._is_finished())
             except (SpoolError, OSError):  # the application meets it again, and says so
                 return False
@@ -123,6 +129,8 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
             return consumed
 
         def _look(self) -> None:
+            if self._welcome is not None and self.refused is None and self._welcome() is False:
+                self.refused = Refusal(403, "Forbidden", no_permission(self.path), "0005")
             if self._limit > SMALL_BYTES and self.body_bytes_received - self._looked > LOOK_EVERY_BYTES:
                 self._looked = self.body_bytes_received
                 self.refused = self.refused or limits.refusal(0, self._limit, finished=self._is_finished())
@@ -140,9 +148,12 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
         in files, in several, since a buffer keeps in memory what it held before until it is left (docs/operations.md).
         """
 
-        parser_class = Parser
         _refused = False
         _lingers_until = 0.0
+
+        def __init__(self, server: Any, sock: socket.socket, addr: Any, adj: Adjustments, map: Any = None) -> None:
+            super().__init__(server, sock, addr, adj, map)
+            self.parser_class = functools.partial(Parser, peer=str(addr[0]) if isinstance(addr, tuple) else "")
 
         def received(self, data: bytes) -> bool:
             if self._lingers_until:

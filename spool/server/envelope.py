@@ -10,7 +10,7 @@ from bottle import HTTPResponse, request
 from spool import log
 from spool.errors import Conflict, NotAllowed, NotFound, SpoolError, TooManyTries, Unauthorized, from_os_error
 from spool.published import BASE, no_permission
-from spool.server.problems import STATUS
+from spool.server.problems import RETRY_AFTER_S, STATUS
 from spool.server.published_forms import printable
 from spool.server.v1 import query
 from spool.streams import length_of, write_document
@@ -98,6 +98,8 @@ def _error(exc: SpoolError) -> HTTPResponse:
     answer = errors(status, f"{exc.message} ({exc.hint})" if exc.hint else exc.message, status)
     if isinstance(exc, TooManyTries):
         answer.set_header("Retry-After", str(exc.retry_after_s))
+    elif exc.transient:
+        answer.set_header("Retry-After", str(RETRY_AFTER_S))
     return answer
 
 

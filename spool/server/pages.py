@@ -54,6 +54,7 @@ class Pages:
     def health(self) -> HTTPResponse:
         """GET /health: 200 where the spool can be written to and the configuration is good, 503 otherwise."""
         problems = [self._config.problem] if self._config.problem else []
+        problems += [self._auth.problem] if self._auth.problem else []
         why = why_no_room(self._store.paths.root, self._config.get().server["min_free"])
         if why:
             problems.append(f"nothing new is taken: {why}")

@@ -98,6 +98,7 @@ class Sync:
             if left <= 0 or waiter.superseded or self._contacts.overtaken(waiter.agent, request.order):
                 waiter.superseded = left > 0
                 break
+            asker.still("agent", request.site)
             # What came between the first look and the registration, or in the tick of a look, is found by looking again.
             jobs = self._told_of(asker, request) + self._claim(asker, request, 0)
             if not _worth_telling(request, jobs):

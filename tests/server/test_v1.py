@@ -134,7 +134,7 @@ def test_ten_bad_tries_stop_the_bad_one_only(service: Service) -> None:
     assert 1 <= int(answer.headers["Retry-After"]) <= 61
     service.alice.ok("GET", "/v1/jobs")
     log = service.process.output()
-    assert log.count("event=bad_token") == 13
+    assert log.count("event=bad_token") == 11, "whoever goes on beyond the limit does not fill the disk"
     assert "0" * 64 not in log
 
 

@@ -40,6 +40,7 @@ from spool.runner import RUNNER_SH
 from spool.server import contacts, pages, problems, sync
 from spool.server import request as sync_request
 from spool.server.auth import Asker
+from spool.server.login import Login
 from spool.server.published import Published
 from spool.server.tokens import ROLES, Token
 from spool.server.v1 import V1
@@ -283,6 +284,7 @@ def _documented(path: str) -> str:
 
 def test_routes() -> None:
     routes = [(method, _documented(path)) for method, path, _ in V1.routes(object.__new__(V1))]
+    routes += [(method, path) for method, path, _ in Login.routes(object.__new__(Login))]
     routes += [("GET", path) for path, _ in pages.Pages.routes(object.__new__(pages.Pages))]
     assert [(row[0], row[1]) for row in table("docs/protocol.md", "Routes")] == routes
     roles = {word for row in table("docs/protocol.md", "Routes") for word in row[2].split(", ")}
@@ -393,7 +395,7 @@ def _names(rows: list[Row]) -> list[str]:
 
 
 def test_names_of_a_spool() -> None:
-    files = {"spool.json", "spool.ini", "tokens.json"}
+    files = {"spool.json", "spool.ini", "tokens.json", "users.json"}
     assert set(_names(table("docs/format.md", "Layout"))) == files | {f"{name}/" for name in SpoolPaths.FOLDERS}
     paths = SpoolPaths(Path("/s"))
     known = {str(path.relative_to("/s")) for path in vars(paths).values()} - {"."}
