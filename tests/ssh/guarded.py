@@ -51,9 +51,11 @@ class Guarded(Pushed):
         command = " ".join(word for word in ("mint-gate 1", verb, job_id, run_id) if word)
         return self.original(command.encode(), stdin)
 
-    def original(self, command: bytes, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    def original(
+        self, command: bytes, stdin: bytes = b"", more: Mapping[bytes, bytes] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         program = [sys.executable, "-Es", str(REPO / "spool_agent.py"), "gate", "--config", str(self.site_folder / "agent.ini")]
-        env = {b"PATH": b"/usr/bin:/bin", b"SSH_ORIGINAL_COMMAND": command}
+        env = {b"PATH": b"/usr/bin:/bin", b"SSH_ORIGINAL_COMMAND": command, **(more or {})}
         return subprocess.run(program, input=stdin, capture_output=True, env=env, timeout=60, check=False)
 
     def audit(self) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def site(tmp_path: Path, sshd: Sshd) -> Iterator[Guarded]:
 def test_a_job_there_and_back(site: Guarded) -> None:
     site.start()
     job_id = site.sh(
-        "cat 入力.txt; echo err >&2; tr a-z A-Z <入力.txt >'結果 1.dat'; : >empty; mkdir d; cp sub/深い.txt d/y.frd; echo no >s.key",
+        "cat 入力.txt; echo err >&2; tr a-z A-Z <入力.txt >'結果 1.dat'; : >empty; mkdir d; cp sub/深い.txt d/y.frd",
         inputs={"入力.txt": b"abc\n", "x": b"", "sub/深い.txt": b"deep"},
         outputs=["*.dat", "empty", "d/*.frd", "*.missing"],
     )
