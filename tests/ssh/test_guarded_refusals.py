@@ -32,31 +32,38 @@ SECRET = "top-secret-of-the-site"
 
 # What a broken-into MInt might ask for. {base} is the gate's base; none of these is the product's.
 HOSTILE = [
-    "", " ", "sh", "/bin/sh", "bash -i", "sh -c 'echo pwned'", "true", "cat {base}/../agent.ini", "ls -la {base}", "id; id", "$(id)",
-    "`id`", "env", "python3 -c 'print(1)'", "cat /etc/passwd", "cat </etc/passwd", "touch {base}/pwned", "echo x >{base}/pwned",
-    "exec sh", "command -v sh", "&", "|", ";", "||true", "\\\n", "\n", "mint-gate", "mint-gate 1", "mint-gate 1 ", "mint-gate 2 hello",
-    "mint-gate 1 hello ", " mint-gate 1 hello", "mint-gate 1  hello", "mint-gate 1 hello\n", "mint-gate 1 hello\nid", "mint-gate 1 hello;id",
-    "mint-gate 1 hello $(id)", "mint-gate 1 hello `id`", "mint-gate 1 hello x", "mint-gate\t1\thello", "MINT-GATE 1 HELLO",
-    "'mint-gate' 1 hello", "mint-gate 1 'hello'", "mint-gate 1 run {job} {run}", "mint-gate 1 init", "mint-gate 1 audit {job} {run}",
-    "mint-gate 1 release {job} {run}", "mint-gate 1 status", "mint-gate 1 status {job}", "mint-gate 1 status {job} {run} {run}",
-    "mint-gate 1 status ../{job} {run}", "mint-gate 1 status {job}/.. {run}", "mint-gate 1 status .. {run}",
-    "mint-gate 1 status {job}\n{run}", "mint-gate 1 status {job} {run}\n", "mint-gate 1 status {JOB} {run}", "mint-gate 1 status * *",
-    "mint-gate 1 get {job} {run} /etc/passwd", "mint-gate 1 get {job} {run} out/../../agent.ini", "mint-gate 1 get /etc/passwd {run}",
-    "mint-gate 1 put {job} {run} --config /tmp/x", "mint-gate 1 --config {run} {run}", "--config /tmp/x", "-c id", "gate --config /tmp/x",
-    "spool_agent.py gate", "spool_agent.py --config x", "spool_agent.py release {job}", "ssh_push.py", "scp -t {base}", "scp -f /etc/passwd",
-    "scp -r -t .", "internal-sftp", "/usr/lib/openssh/sftp-server", "sftp-server -R", "git-upload-pack x", "tar cf - {base}",
-    "rsync --server --sender -logDtpre.iLsfxCIvu . {base}/", "rsync --server --sender -r . {base}/{job}/out/",
-    "rsync --server --sender -r . {base}/{job}/work/", "rsync --server --sender -s", "rsync --server -logDtpre.iLsfxCIvu . {base}/{job}/in/",
-    "rsync --server -r . {base}/{job}/in/", "rsync --server -r . {base}/{job}/out/", "rsync --server -r . {base}/{job}/run/",
-    "rsync --server -r . /etc/", "rsync --server -r . ../", "rsync --server --daemon .", "rsync --server --sender --remove-source-files -r . .",
-    "rsync --server --sender -L -r . .", "rsync --server --sender --copy-links -r . .", "rsync --server --sender --files-from=/etc/passwd . /",
-    "rsync --server --log-file={base}/pwned -r . .", "rsync --server -e sh -r . .", "rsync --server --rsync-path=sh -r . .",
-    "rsync --server --rsh=sh . .", "rsync --server --partial-dir=/tmp -r . .", "rsync --server --temp-dir=/tmp -r . .",
-    "rsync --server --backup-dir=/tmp -b -r . .", "rsync --server --delete -r . .", "rsync --server --link-dest=/etc -r . .",
-    "rsync --server --write-devices . .", "rsync --server --sender -r . /etc/passwd", "rsync --daemon --config=/dev/null", "rsync",
-    "rsync --server --sender -r '.' '{base}/{job}/out/'", "rsync --server --sender -r . {base}/{job}/log/ /etc", "lsyncd", "rrsync -wo /",
-    "mint-gate 1 hello #", "mint-gate 1 hello \\", "mint-gate 1 hello%00", "mint-gate 1 hello\r", "mint-gate 1 hello\x0b", "ｍint-gate 1 hello",
-    "mint-gate 1 hellо", "mint-gate 1 ステータス {job} {run}", "mint-gate 1 status {job} {run}" + " " * 90000, "A" * 100_000,
+    "", " ", "sh", "/bin/sh", "bash -i", "sh -c 'echo pwned'", "true", "cat {base}/../agent.ini", "ls -la {base}",
+    "id; id", "$(id)", "`id`", "env", "python3 -c 'print(1)'", "cat /etc/passwd", "cat </etc/passwd",
+    "touch {base}/pwned", "echo x >{base}/pwned", "exec sh", "command -v sh", "&", "|", ";", "||true", "\\\n", "\n",
+    "mint-gate", "mint-gate 1", "mint-gate 1 ", "mint-gate 2 hello", "mint-gate 1 hello ", " mint-gate 1 hello",
+    "mint-gate 1  hello", "mint-gate 1 hello\n", "mint-gate 1 hello\nid", "mint-gate 1 hello;id",
+    "mint-gate 1 hello $(id)", "mint-gate 1 hello `id`", "mint-gate 1 hello x", "mint-gate\t1\thello",
+    "MINT-GATE 1 HELLO", "'mint-gate' 1 hello", "mint-gate 1 'hello'", "mint-gate 1 run {job} {run}", "mint-gate 1 init",
+    "mint-gate 1 audit {job} {run}", "mint-gate 1 release {job} {run}", "mint-gate 1 status", "mint-gate 1 status {job}",
+    "mint-gate 1 status {job} {run} {run}", "mint-gate 1 status ../{job} {run}", "mint-gate 1 status {job}/.. {run}",
+    "mint-gate 1 status .. {run}", "mint-gate 1 status {job}\n{run}", "mint-gate 1 status {job} {run}\n",
+    "mint-gate 1 status {JOB} {run}", "mint-gate 1 status * *", "mint-gate 1 get {job} {run} /etc/passwd",
+    "mint-gate 1 get {job} {run} out/../../agent.ini", "mint-gate 1 get /etc/passwd {run}",
+    "mint-gate 1 put {job} {run} --config /tmp/x", "mint-gate 1 --config {run} {run}", "--config /tmp/x", "-c id",
+    "gate --config /tmp/x", "spool_agent.py gate", "spool_agent.py --config x", "spool_agent.py release {job}",
+    "ssh_push.py", "scp -t {base}", "scp -f /etc/passwd", "scp -r -t .", "internal-sftp", "/usr/lib/openssh/sftp-server",
+    "sftp-server -R", "git-upload-pack x", "tar cf - {base}", "rsync --server --sender -logDtpre.iLsfxCIvu . {base}/",
+    "rsync --server --sender -r . {base}/{job}/out/", "rsync --server --sender -r . {base}/{job}/work/",
+    "rsync --server --sender -s", "rsync --server -logDtpre.iLsfxCIvu . {base}/{job}/in/",
+    "rsync --server -r . {base}/{job}/in/", "rsync --server -r . {base}/{job}/out/",
+    "rsync --server -r . {base}/{job}/run/", "rsync --server -r . /etc/", "rsync --server -r . ../",
+    "rsync --server --daemon .", "rsync --server --sender --remove-source-files -r . .",
+    "rsync --server --sender -L -r . .", "rsync --server --sender --copy-links -r . .",
+    "rsync --server --sender --files-from=/etc/passwd . /", "rsync --server --log-file={base}/pwned -r . .",
+    "rsync --server -e sh -r . .", "rsync --server --rsync-path=sh -r . .", "rsync --server --rsh=sh . .",
+    "rsync --server --partial-dir=/tmp -r . .", "rsync --server --temp-dir=/tmp -r . .",
+    "rsync --server --backup-dir=/tmp -b -r . .", "rsync --server --delete -r . .",
+    "rsync --server --link-dest=/etc -r . .", "rsync --server --write-devices . .",
+    "rsync --server --sender -r . /etc/passwd", "rsync --daemon --config=/dev/null", "rsync",
+    "rsync --server --sender -r '.' '{base}/{job}/out/'", "rsync --server --sender -r . {base}/{job}/log/ /etc", "lsyncd",
+    "rrsync -wo /", "mint-gate 1 hello #", "mint-gate 1 hello \\", "mint-gate 1 hello%00", "mint-gate 1 hello\r",
+    "mint-gate 1 hello\x0b", "ｍint-gate 1 hello", "mint-gate 1 hellо", "mint-gate 1 ステータス {job} {run}",
+    "mint-gate 1 status {job} {run}" + " " * 90000, "A" * 100_000,
 ]  # fmt: skip
 
 
@@ -110,8 +117,12 @@ def test_the_parser_takes_its_own_words_alone(command: bytes) -> None:
         assert re.fullmatch(rb"[a-z0-9 -]+", command)
 
 
+def listed(path: str) -> bytes:
+    return json.dumps({"files": [{"path": path, "offset": 0}]}).encode()
+
+
 @settings(max_examples=500, deadline=None)
-@given(st.binary(max_size=300) | st.text(max_size=100).map(lambda path: json.dumps({"files": [{"path": path, "offset": 0}]}).encode()))
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=100).map(listed)))
 def test_lists_of_files_are_refused_or_safe(line: bytes) -> None:
     try:
         parts = gate.parse_parts(line, "offset")
@@ -127,7 +138,7 @@ def test_the_key_over_sshd_is_for_jobs_alone(site: Guarded, tmp_path: Path) -> N
     sshd, secret = site.sshd, site.site_folder / "agent.ini"
     assert json.loads(site.ask("mint-gate 1 hello").stdout)["site"] == "site", "the gate itself must answer"
     before = snapshot(site.site_folder)
-    for command in (b"sh -c 'echo pwned'", filled(site, "cat {base}/../agent.ini"), b"mint-gate 1 hello; id", b"mint-gate 1 hello\nid"):
+    for command in (b"sh -c 'echo pwned'", filled(site, "cat {base}/../agent.ini"), b"mint-gate 1 hello\nid"):
         assert told(site.ask(command))["code"] == "not_allowed"
     shell = run(["ssh", "-F", sshd.ssh_config, "-T", sshd.name], check=False)
     assert (shell.returncode, shell.stdout) == (gate.REFUSED, "")
@@ -138,7 +149,8 @@ def test_the_key_over_sshd_is_for_jobs_alone(site: Guarded, tmp_path: Path) -> N
     assert told(sent)["code"] == "not_allowed"
     target = tmp_path / "got"
     for words in (
-        ["scp", "-F", sshd.ssh_config, f"{sshd.name}:{secret}", target], ["scp", "-O", "-F", sshd.ssh_config, f"{sshd.name}:{secret}", target],
+        ["scp", "-F", sshd.ssh_config, f"{sshd.name}:{secret}", target],
+        ["scp", "-O", "-F", sshd.ssh_config, f"{sshd.name}:{secret}", target],
         ["scp", "-O", "-F", sshd.ssh_config, sshd.ssh_config, f"{sshd.name}:{site.base}/pwned"],
         ["sftp", "-F", sshd.ssh_config, "-b", "/dev/null", sshd.name],
         ["rsync", "-r", "-e", f"ssh -F {sshd.ssh_config}", f"{sshd.name}:{site.site_folder}/", target],
@@ -155,11 +167,11 @@ def test_no_forwarding_through_that_key(site: Guarded, tmp_path: Path) -> None:
     through = run(["ssh", "-F", sshd.ssh_config, "-W", f"127.0.0.1:{inner}", sshd.name], check=False)
     assert through.returncode != 0
     assert "prohibited" in through.stderr
-    far = run(["ssh", "-F", sshd.ssh_config, "-o", "ExitOnForwardFailure=yes", "-R", f"{port}:127.0.0.1:{inner}", "-N", sshd.name], check=False)
+    ssh = ["ssh", "-F", sshd.ssh_config, "-o", "ExitOnForwardFailure=yes", "-N"]
+    far = run([*ssh, "-R", f"{port}:127.0.0.1:{inner}", sshd.name], check=False)
     assert far.returncode != 0
     assert "remote port forwarding failed" in far.stderr
-    tunnel = run(["ssh", "-F", sshd.ssh_config, "-o", "ExitOnForwardFailure=yes", "-o", "Tunnel=yes", "-w", "any:any", "-N", sshd.name],
-                 check=False)  # fmt: skip
+    tunnel = run([*ssh, "-o", "Tunnel=yes", "-w", "any:any", sshd.name], check=False)
     assert tunnel.returncode != 0
     words = ["ssh", "-F", sshd.ssh_config, "-N", "-L", f"{port}:127.0.0.1:{inner}", sshd.name]
     with Process(words, log=tmp_path / "forward.log") as forward:
