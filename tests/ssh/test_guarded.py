@@ -71,3 +71,68 @@ def test_the_sites_law_decides(site: Guarded) -> None:
     assert sorted(result["withheld"]) == ["b.txt: withheld by the site", "secret.dat: withheld by the site"]
     assert [entry["path"] for entry in result["files"]] == ["out/a.dat"]
     assert not list((site.rig.job(job_id) / "log").glob("*"))
+
+
+def ask(site: Guarded, *words: str) -> tuple[int, str]:
+    process = site.rig.start_push({"site": site.options}, *words)
+    code = process.wait(60)
+    text = process.output()
+    process.log.unlink()
+    return code, text
+
+
+def test_authorize_and_check(site: Guarded) -> None:
+    site.options["commands"] = ["sh", "ccx"]
+    code, said = ask(site, "check", "site")
+    assert code == 1, said
+    for words in ("gate: version", "a shell: refused", "rsync: refused", "sftp: refused", "command: sh allowed", "ccx not allowed"):
+        assert words in said, said
+    assert said.count("problem") == 1
+    site.options["commands"] = ["sh"]
+    assert ask(site, "check", "site")[0] == 0
+    code, said = ask(site, "authorize", "site", "--from", "127.0.0.1")
+    assert code == 0
+    assert ',command="/opt/mint-spool/.venv/bin/python -Es /opt/mint-spool/spool_agent.py gate --config ' in said
+    assert ask(site, "authorize", "site", "--gate", 'sh -c "$SSH_ORIGINAL_COMMAND"')[0] == 78
+    gate = site.line().partition('command="')[2].rstrip('"')
+    code, said = ask(site, "authorize", "site", "--gate", gate)
+    site.sshd.authorized_keys.write_text(said)
+    assert ask(site, "check", "site")[0] == 0
+    site.sshd.authorize()
+    code, said = ask(site, "check", "site")
+    assert code == 1, "a key without its forced command"
+
+
+def test_a_shell_behind_the_gate_is_found(site: Guarded) -> None:
+    """A forced command that answers for the gate and lets everything else through."""
+    command = site.line().partition('command="')[2].rstrip('"')
+    lenient = f"case $SSH_ORIGINAL_COMMAND in mint-gate*) exec {command};; *) exec sh -c $SSH_ORIGINAL_COMMAND;; esac"
+    site.sshd.authorize(f'command="{lenient}"')
+    code, said = ask(site, "check", "site")
+    assert (code, "a shell: not refused" in said) == (1, True), said
+
+
+def test_a_cancel_and_a_push_killed_meanwhile(site: Guarded, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    process = site.start()
+    job_id = site.sh(f"echo started >>{counter}; while :; do sleep 0.1; done")
+    wait_until(counter.exists, 60, "the command runs")
+    site.rig.wait_state(job_id, "running")
+    process.kill()
+    site.store().cancel(job_id, by="operator")
+    site.start()
+    state = site.ended(job_id)
+    assert state["state"] == "canceled", state
+    assert lines(counter) == ["started"]
+
+
+def test_a_requeue_makes_a_new_run_of_the_folder(site: Guarded) -> None:
+    site.start()
+    job_id = site.sh("exit 3", inputs={"a": b"a"})
+    assert site.ended(job_id)["state"] == "failed"
+    site.store().requeue(job_id, by="operator")
+    wait_until(lambda: site.rig.state(job_id)["attempt"] == 2, 30, "attempt 2")
+    state = site.ended(job_id)
+    assert (state["state"], state["attempt"], state["exit_code"]) == ("failed", 2, 3), state
+    assert (site.there(job_id) / "attempts" / "1" / "work").is_dir()
+    assert [entry["event"] for entry in site.audit()].count("start") == 2

@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.rig import Rig
+from components.rig import REPO, Rig
 from components.sshd import Sshd
 from components.waiting import wait_until
 from spool import gate
@@ -206,6 +207,12 @@ def test_nothing_of_the_callers_environment_counts(site: Guarded, tmp_path: Path
     more = {b"XDG_CONFIG_HOME": here, b"HOME": here, b"PYTHONPATH": here, b"LC_EVIL": b"x"}
     assert json.loads(site.original(b"mint-gate 1 hello", more=more).stdout)["site"] == "site"
     assert not (tmp_path / "pwned").exists()
+    (tmp_path / "mint-spool").mkdir()
+    law = (site.site_folder / "agent.ini").read_text().replace("site = site", "site = evil")
+    (tmp_path / "mint-spool" / "agent.ini").write_text(law)
+    program = [sys.executable, "-Es", str(REPO / "spool_agent.py"), "gate"]
+    env = {b"PATH": b"/usr/bin:/bin", b"SSH_ORIGINAL_COMMAND": b"mint-gate 1 hello", **more}
+    assert b"evil" not in subprocess.run(program, env=env, capture_output=True, timeout=60, check=False).stdout
     run = Run(site, "env >env.dat")
     run.to_start()
     command = f"mint-gate 1 start {run.id} {run.run_id}".encode()

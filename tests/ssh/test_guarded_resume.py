@@ -23,8 +23,8 @@ Sweep = Callable[[Any, Callable[[Lane, Any], bool]], int]
 Record = Callable[[str, object], None]
 STEPS = ("enter", "put", "prepare", "status", "start", "finish", "get", "delivered")
 WAYS = ("after\tcut", "before\tkill", "after\treboot", "before\tcut", "after\tkill", "before\treboot")
-LANES = 3
-BYTES = 300 if EXHAUSTIVE else 16
+LANES = 2
+BYTES = 300 if EXHAUSTIVE else 10
 LARGE = 24 * 1024 * 1024
 SHELL = {"/bin/sh": {"argv": "/bin/sh {args}", "args": "(?s).*"}}
 
@@ -71,7 +71,7 @@ def test_struck_at_each_verb(sweep: Sweep, record_property: Record) -> None:
         return True
 
     assert sweep([0], seen) == 1
-    spread = {(verb, WAYS[number % len(WAYS)]) for number, verb in enumerate(STEPS)} | {("start", way) for way in WAYS[:3]}
+    spread = {(verb, WAYS[number % len(WAYS)]) for number, verb in enumerate(STEPS)} | {("start", "after\tcut")}
     points = [(verb, way) for verb in STEPS for way in WAYS] if EXHAUSTIVE else sorted(spread)
     met = sweep(points, hit)
     tell(f"guarded ssh: {met} of {len(points)} strikes at {len(STEPS)} verbs met, each job completed, each command started once")
