@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,9 @@ def test_only_announced_names_are_written_and_only_before_the_start(site: Guarde
     for _ in range(2):
         assert run.refused("put", parts({"a": 0}) + b"54321") == "conflict", "the inputs are taken"
         run.good("start")
+    (run.folder / "in" / "a").unlink()
+    assert run.refused("put", parts({"a": 0}) + b"54321") == "conflict", "nothing is written after the start"
+    (run.folder / "in" / "a").touch()
     assert sorted(path.name for path in (run.folder / "in").rglob("*")) == ["a", "b", "sub"]
     run.wait_exited()
     assert (run.folder / "log" / "stdout.txt").read_bytes() == b"12345xyz", "started once, on what was announced"
@@ -147,6 +151,15 @@ def test_only_released_names_are_read(site: Guarded) -> None:
     assert other.refused("get", parts({"out/y.dat": 0})) == "refused_by_site", "another job's"
     sent = [(entry["file"], entry["bytes"]) for entry in site.audit() if entry["event"] == "sent"]
     assert sent == [("out/y.dat", 2), ("out/z.dat", 1)]
+
+
+def test_what_is_held_does_not_leave(site: Guarded) -> None:
+    run = Run(site, "echo held >y.dat")
+    run.to_end()
+    path = run.folder / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "state": "held"}))
+    assert run.good("finish") == {"held": True}
+    assert run.refused("get", parts({"out/y.dat": 0})) == "refused_by_site"
 
 
 @pytest.mark.parametrize("how", ["other bytes", "longer", "shorter", "a link", "gone", "out/ a link"])
@@ -235,7 +248,9 @@ def test_one_session_at_a_time_has_a_job(site: Guarded) -> None:
         first.stdin.flush()
         path = run.folder / "in" / "a"
         wait_until(lambda: path.exists() and path.stat().st_size == 2, 60, "it has begun")
+        began = time.monotonic()
         run.good("put", parts({"a": 2}) + b"345")
+        assert time.monotonic() - began > 2, "the second did not wait for the first"
         assert b"nothing passed on the line" in first.stderr.read()
     assert path.read_bytes() == b"12345"
 
