@@ -5,6 +5,7 @@
     spool_agent.py --config etc/agent.ini [--once]
     spool_agent.py init | check [--config etc/agent.ini]
     spool_agent.py login [--config etc/agent.ini] [--user NAME] [--password @FILE|-]
+    spool_agent.py gate [--config etc/agent.ini]      the forced command at a guarded SSH site
 
 The loop, in order: sync (say what is here, be told what is wanted), and for each job fetch, run, return; those three are in
 `spool.agent.carrier`. Every step is in the job's folder before it is taken, so a restart carries on where it was.

@@ -31,7 +31,7 @@ from spool.opening import open_store
 from spool.records import FileEntry, JobState
 from spool.results import Outputs, accept, judge
 from spool.runner import RunStatus, write_run
-from spool.ssh import solver_log, transfer
+from spool.ssh import guarded, solver_log, transfer
 from spool.ssh.arguments import ask, parse
 from spool.ssh.chosen import ChosenQueue
 from spool.ssh.command import argv_of, env_of
@@ -59,10 +59,14 @@ Logs = tuple[FileEntry, ...]
 def carry(trip: Trip, spool_id: str) -> None:
     """All steps that the job still has before it. Safe to repeat, which is what a restart and a retry do."""
     try:
-        if trip.state().state == State.CLAIMED and send(trip):
+        if trip.state().state == State.CLAIMED and (guarded.send(trip) if trip.guarded else send(trip)):
             trip.there.prepare()
             trip.store.start(trip.there.job_id, trip.there.run_id, by=AGENT)  # durable before the command is
-        bring_back(trip, watch(trip))
+        status = watch(trip)
+        if trip.guarded:
+            guarded.bring_back(trip, status)
+        else:
+            bring_back(trip, status)
     except (StaleRun, Conflict) as exc:
         raise NoLongerOurs from exc
     finally:
@@ -77,8 +81,8 @@ def send(trip: Trip) -> bool:
         return False
     with transfer.fetch_lock(trip.incoming, trip.pause) as lock:
         for again in (False, True):
-            transfer.send(trip.paths, trip.there, lock, again=again)
-            wrong = transfer.wrong_inputs(state.inputs, trip.there.sums("in")[0])
+            transfer.send(trip.paths, trip.at_open, lock, again=again)
+            wrong = transfer.wrong_inputs(state.inputs, trip.at_open.sums("in")[0])
             if not wrong:
                 return True
             log.warning("inputs_differ", job=state.id, files=" ".join(wrong[:5]))
@@ -141,10 +145,10 @@ def bring_back(trip: Trip, status: RunStatus) -> None:
 def fetch(trip: Trip, status: RunStatus, lock: int, *, again: bool, last: bool) -> tuple[Outputs, Logs, list[str]]:
     """Fetch once; return outputs, logs, and the names that did not come. A run that was stopped or lost brings its logs only."""
     patterns = trip.job.outputs if status.word == "exited" and not status.cancel else ()
-    chosen = transfer.choose(*trip.there.sums("work"), patterns) if patterns else transfer.Chosen({})
-    log_sums = {f"log/{name}": digest for name, digest in trip.there.sums("log")[0].items() if name in transfer.LOGS}
-    transfer.fetch_outputs(trip.there, trip.incoming, chosen.wanted, lock, checksum=again)
-    transfer.fetch_logs(trip.there, trip.incoming, lock, append=not again)
+    chosen = transfer.choose(*trip.at_open.sums("work"), patterns) if patterns else transfer.Chosen({})
+    log_sums = {f"log/{name}": digest for name, digest in trip.at_open.sums("log")[0].items() if name in transfer.LOGS}
+    transfer.fetch_outputs(trip.at_open, trip.incoming, chosen.wanted, lock, checksum=again)
+    transfer.fetch_logs(trip.at_open, trip.incoming, lock, append=not again)
     files = trip.incoming / "files"
     announced = {f"out/{name}": digest for name, digest in chosen.wanted.items()}
     transfer.purge(files, {*announced, *log_sums})

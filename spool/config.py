@@ -96,7 +96,10 @@ SITE = Section(
         Option("host", o.text, "", "ssh: the Host of ssh_config, or a host name", "site-a"),
         Option("base", o.text, "/tmp", "ssh: absolute folder at the site that gets one folder a job"),
         Option("ssh_config", o.path, None, "ssh: file for ssh -F; none: the user's own", "~/.ssh/config"),
-        Option("kind", o.choice("open"), "open", "ssh: open = a shell and rsync, nothing installed"),
+        Option(
+            "kind", o.choice("open", "guarded"), "open",
+            "ssh: open = a shell and rsync; guarded = the site's gate, whose agent.ini is the law",
+        ),
         Option(
             "program",
             o.text,

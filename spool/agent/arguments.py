@@ -25,7 +25,8 @@ USAGE = """\
   spool_agent.py SITE URL TOKEN|@FILE|login [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
   spool_agent.py --config etc/agent.ini [--once]
   spool_agent.py init | check [--config etc/agent.ini]
-  spool_agent.py login [--config etc/agent.ini] [--user NAME] [--password @FILE|-]"""
+  spool_agent.py login [--config etc/agent.ini] [--user NAME] [--password @FILE|-]
+  spool_agent.py gate [--config etc/agent.ini]"""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ class Base:
         Raises `ConfigError` where the base was copied from another machine.
         """
         path = self.control / "agent.json"
+        if (self.control / "gate.json").exists():
+            raise ConfigError(f"{self.folder} belongs to a gate", hint="give the agent a base of its own")
         try:
             fields = Fields(jsonio.loads(read_record(path, 65536), "agent.json"), "agent.json")
             name, generation = fields.string("id"), fields.integer("generation", low=0)
@@ -161,7 +163,11 @@ class LocalJob:
 
     def mark_ready(self) -> None:
         """Note that only the permission is missing. Safe to repeat."""
-        self._write(replace(self.state, extra={**self.state.extra, "ready": True}))
+        self.note(ready=True)
+
+    def note(self, **more: Any) -> None:
+        """Add to what this site itself keeps of the job. Safe to repeat."""
+        self._write(replace(self.state, extra={**self.state.extra, **more}))
 
     def advance(self, target: State, why: str, **changes: Any) -> None:
         """Go to `target`, durably. Nothing where the job is there already."""

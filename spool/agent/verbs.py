@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable
 
-from spool.agent import signing_in
+from spool.agent import gate, signing_in
 
 Verb = Callable[[list[str], Path], int]
 """Gets the words behind the verb and the program's path; returns the exit code, raises the family's errors."""
 
-VERBS: dict[str, Verb] = {"login": signing_in.run}
+VERBS: dict[str, Verb] = {
+    "gate": gate.run,
+    "login": signing_in.run,
+}

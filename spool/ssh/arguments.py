@@ -25,6 +25,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--spool", type=Path, metavar="DIR", help="the spool's folder; an empty one becomes a spool")
     parser.add_argument("--once", action="store_true", help="one pass over what is there, then end")
     parser.add_argument("--from", dest="source", metavar="PATTERNS", default="", help="authorize: MInt's addresses, see sshd(8)")
+    parser.add_argument("--gate", metavar="COMMAND", default="", help="authorize: a guarded site's forced command")
     parser.add_argument("--version", action="version", version=f"mint-spool {__version__}")
     args = parser.parse_intermixed_args(argv)
     if args.words[:1] in (["authorize"], ["check"]):
@@ -43,5 +44,5 @@ def ask(args: argparse.Namespace, config: SpoolConfig) -> int:
         raise ConfigError(f"{args.words[1]!r} is not a site with mode = ssh", hint=f"those are: {known}")
     if args.words[0] == "check":
         return 0 if check.report(site) else EXIT_FAILED
-    print(authorize.line(site, args.source))
+    print(authorize.line(site, args.source, args.gate))
     return 0

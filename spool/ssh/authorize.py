@@ -1,6 +1,7 @@
 """`ssh_push.py authorize SITE`: the line by which a site lets MInt's key in.
 
 An open site needs a shell for that key and nothing else: `restrict` (sshd(8)) takes away the terminal and every forwarding.
+A guarded one needs no shell either: whatever that key asks for, the site's gate is run.
 """
 
 from __future__ import annotations
@@ -18,14 +19,29 @@ _SENTENCE = (
     "# 次の行を、ジョブを実行するアカウントの ~/.ssh/authorized_keys (モード0600) に追記してください。"
     "MIntにシェルを許しますが、端末と転送は許しません。"
 )
+_GUARDED = (
+    "# Append the next line to ~/.ssh/authorized_keys of the account that shall run the jobs (the file and ~/.ssh owned by root, "
+    "if you can), and correct the paths in command=; whatever MInt asks for, this one command is run.\n"
+    "# 次の行を、ジョブを実行するアカウントの ~/.ssh/authorized_keys に追記し、command= のパスを直してください。"
+    "MIntが何を求めても、このコマンドだけが実行されます。"
+)
+GATE = "/opt/mint-spool/.venv/bin/python -Es /opt/mint-spool/spool_agent.py gate --config /etc/mint-spool/agent.ini"
 
 
-def line(site: Site, source: str = "") -> str:
-    """Return lines for authorized_keys: comments that say what to do, then the key. `source` are patterns of MInt's addresses."""
+def line(site: Site, source: str = "", gate: str = "") -> str:
+    """Return lines for authorized_keys: comments that say what to do, then the key. `source` are patterns of MInt's addresses,
+    `gate` is the forced command of a guarded site.
+    """
     if not re.fullmatch(r"[\w.:*?!,/-]*", source, re.ASCII):
         raise ConfigError(f"--from {source!r} is not a list of addresses", hint="such as 192.0.2.0/24,!192.0.2.9")
     options = "restrict" + (f',from="{source}"' if source else "")
-    return f"{_SENTENCE}\n{options} {public_key(site)}"
+    if site.kind != "guarded":
+        if gate:
+            raise ConfigError(f"site {site.name} has no gate", hint=f"[site {site.name}] kind = guarded")
+        return f"{_SENTENCE}\n{options} {public_key(site)}"
+    if any(char in '"\\' or not char.isprintable() for char in gate):
+        raise ConfigError(f"--gate {gate!r} cannot stand in authorized_keys", hint='no ", no backslash')
+    return f'{_GUARDED}\n{options},command="{gate or GATE}" {public_key(site)}'
 
 
 def public_key(site: Site) -> str:

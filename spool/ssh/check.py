@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 from spool.config import Site
 from spool.errors import SpoolError
-from spool.ssh.connection import Connections, hint_for
+from spool.gate import GATE_FORMAT, REFUSED
+from spool.manifest import printable
+from spool.ssh.connection import Connection, Connections, hint_for
+from spool.ssh.gated import GatedSite
 
 _MIN_FREE_KB = 1024 * 1024
 
@@ -78,6 +81,9 @@ def findings(site: Site) -> Iterator[Finding]:
     try:
         connection = connections.to(site)
         yield _host(site)
+        if site.kind == "guarded":
+            yield from guarded(site, connection)
+            return
         words = connection.run(["printf", "%s", _ODD])
         yield Finding("connection", f"{site.host} answers, its host key is known, the key is let in")
         yield _login_shell(words.out)
@@ -91,6 +97,32 @@ def findings(site: Site) -> Iterator[Finding]:
         connections.close()
 
 
+def guarded(site: Site, connection: Connection) -> Iterator[Finding]:
+    """Ask the gate of a guarded site what it is, and whether that key gets anything else."""
+    told = GatedSite(connection, site.base, "", "").hello()
+    yield Finding("connection", f"{site.host} answers, its host key is known, the key is let in")
+    version, name = printable(str(told.get("version"))), printable(str(told.get("site")))
+    same = told.get("gate") == GATE_FORMAT
+    yield Finding("gate", f"version {version}", "" if same else "install the same release on both sides")
+    yield Finding("site", f"the gate is of site {name}", "" if name == site.name else "[agent] site there and [site] here differ")
+    for what, argv in _NOT_FOR_US.items():
+        done = connection.run(argv)
+        refused = done.code == REFUSED and not done.out
+        advice = "" if refused else f"that key can be used for more than jobs: see ssh_push.py authorize {site.name}"
+        yield Finding(what, "refused, as it must be" if refused else "not refused", advice)
+    commands = [str(word) for word in told.get("commands") or ()]
+    for command in (name for name in site.commands if name != "*"):
+        here = command in commands
+        yield Finding("command", f"{command} {'allowed' if here else 'not allowed'} there", "" if here else "ask the site")
+    if not commands:
+        yield Finding("command", "the site allows none", "the site adds a [command NAME] to its agent.ini")
+
+
+_NOT_FOR_US = {
+    "a shell": ("sh", "-c", "echo shell"),
+    "rsync": ("rsync", "--server", "--sender", "-logDtpre.iLsfxCIvu", ".", "/etc/"),
+    "sftp": ("internal-sftp",),
+}
 _ODD = "a 'b' \"c\" $(d) \\ 入力\n#"
 
 

@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Callable
 
 from spool import log
 from spool.config import Site
@@ -62,6 +63,9 @@ NO_SPACE_HINT = "free space or inodes there or here, raise the quota, or remount
 def says_no_space(said: str) -> bool:
     """True where a program says, in the C locale, that a disk is full, out of inodes, over quota or read-only."""
     return any(words in said for words in _NO_SPACE)
+
+
+Feed = Callable[[IO[bytes]], None]
 
 
 class Stopped(Exception):
@@ -168,6 +172,43 @@ class Connection:
         self._contact_at = time.monotonic()
         return done
 
+    def stream(self, argv: Sequence[str], feed: Feed, take: Feed | None = None) -> Done:
+        """Run `argv` as `run` does, however long it takes: `feed` writes its input, then `take` reads its output.
+
+        Without `take` the output is returned. What either raises is raised when the command has ended; one that stops reading
+        is told by its exit code.
+        """
+        with self._channel(self._long), tempfile.TemporaryFile() as said:
+            process = self._spawn([str(self._script), _NAME, shlex.join(argv)], None, (), "", said)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    feed(process.stdin)
+                    process.stdin.close()
+                out = b""
+                if take is None:
+                    out = process.stdout.read()
+                else:
+                    take(process.stdout)
+            except BaseException:
+                _signal(process, signal.SIGKILL)
+                raise
+            finally:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+                process.stdout.close()
+                code = process.wait()
+                with self._children_lock:
+                    self._children.discard(process)
+            said.seek(0)
+            err = said.read(65536).decode("utf-8", "replace")
+        self._check_open()
+        if code == SSH_FAILED or code < 0:
+            raise self._unreachable(err)
+        self._contact_at = time.monotonic()
+        return Done(code, out.decode("utf-8", "surrogateescape"), err)
+
     def rsync(self, options: Sequence[str], there: str, here: Path, *, stdin: bytes = b"", inherited: Sequence[int] = ()) -> Done:
         """Run rsync in the folder `here`, with `there` as the current folder at the site: remote names are ``site:NAME``.
 
@@ -229,7 +270,8 @@ class Connection:
         return Done(process.returncode, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "replace"))
 
     def _spawn(
-        self, command: Sequence[str], cwd: Path | None, inherited: Sequence[int], locale: str
+        self, command: Sequence[str], cwd: Path | None, inherited: Sequence[int], locale: str,
+        said: int | IO[bytes] = subprocess.PIPE,
     ) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RSYNC_")}
         if locale:  # messages that are judged by their words; not for commands, which ssh may pass it on to
@@ -237,7 +279,7 @@ class Connection:
         with self._children_lock:
             self._check_open()
             process = subprocess.Popen(
-                command, cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                command, cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
                 start_new_session=True, pass_fds=tuple(inherited),
             )  # fmt: skip
             self._children.add(process)

@@ -10,7 +10,7 @@ import time
 
 from spool import log
 from spool.config import Site
-from spool.errors import CommandNotAllowed, Conflict, NotAllowed, SpoolError, StaleRun, Unreachable, from_os_error
+from spool.errors import CommandNotAllowed, Conflict, NotAllowed, Refused, SpoolError, StaleRun, Unreachable, from_os_error
 from spool.records import JobState
 from spool.ssh.connection import Connection, SiteTrouble
 from spool.ssh.site import CannotTell, FolderGone, Replaced
@@ -54,7 +54,7 @@ class Patience:
             return self._fail(state, Reason.LOST, exc)
         if isinstance(exc, OSError) or exc.transient:
             return False
-        refused = isinstance(exc, (NotAllowed, CommandNotAllowed))
+        refused = isinstance(exc, (NotAllowed, CommandNotAllowed, Refused))
         return self._fail(state, Reason.REFUSED_BY_SITE if refused else Reason.TRANSFER, exc)
 
     def wait(self, site: Site, connection: Connection, exc: SpoolError | OSError, stop: threading.Event) -> bool:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spool import jsonio, log
@@ -19,11 +20,14 @@ from spool.paths import JobPaths
 from spool.records import Job, JobState
 from spool.ssh import transfer
 from spool.ssh.connection import Connection, Stopped
+from spool.ssh.gated import GatedSite
 from spool.ssh.site import AtSite
 from spool.states import WITH_SITE
 from spool.store import Store
 
 AGENT = "ssh-push"
+GUARDED = "guarded"
+GATED_LOGS = ("log/stdout.txt", "log/stderr.txt")
 TAIL_EVERY_S = 2.0
 
 
@@ -39,18 +43,37 @@ class Trip:
     store: Store
     job: Job
     site: Site
-    there: AtSite
+    there: AtSite | GatedSite
     stop: threading.Event
     was_started: bool = False
     tailed_at: float = 0.0
     tail_trouble: str = ""
+    here: Mapping[str, int] = field(default_factory=dict)  # bytes of each input at a guarded site, as `enter` was told
 
     @classmethod
     def of(cls, store: Store, site: Site, connection: Connection, state: JobState, stop: threading.Event) -> Trip:
         """Return the trip of the job's current run."""
-        trip = cls(store, store.job(state.id), site, AtSite(connection, site.base, state.id, state.run_id), stop)
+        kind = GatedSite if site.kind == GUARDED else AtSite
+        trip = cls(store, store.job(state.id), site, kind(connection, site.base, state.id, state.run_id), stop)
         trip.recall()
         return trip
+
+    @property
+    def guarded(self) -> bool:
+        """True for a guarded site."""
+        return isinstance(self.there, GatedSite)
+
+    @property
+    def at_gate(self) -> GatedSite:
+        """The folder at a guarded site."""
+        assert isinstance(self.there, GatedSite)
+        return self.there
+
+    @property
+    def at_open(self) -> AtSite:
+        """The folder at an open site."""
+        assert isinstance(self.there, AtSite)
+        return self.there
 
     @property
     def paths(self) -> JobPaths:
@@ -77,12 +100,16 @@ class Trip:
             self._remember()
             return
         at = self.there
-        self.there = AtSite(at.connection, known.string("base"), at.job_id, at.run_id, known.string("disk", ""))
+        kind = GatedSite if known.string("kind", "open") == GUARDED else AtSite
+        self.there = kind(at.connection, known.string("base"), at.job_id, at.run_id, known.string("disk", ""))
         self.was_started = known.boolean("was_started", False)
 
     def _remember(self) -> None:
         Incoming(self.incoming).prepare()
-        value = {"base": self.there.base, "disk": self.there.disk, "was_started": self.was_started}
+        at = self.there
+        value = {"base": at.base, "disk": at.disk, "was_started": self.was_started}
+        if isinstance(at, GatedSite):
+            value["kind"] = GUARDED
         replace_file(self.incoming / "site.json", jsonio.dumps(value))
 
     def note_started(self) -> None:
@@ -97,8 +124,11 @@ class Trip:
         The job is that run's then: the spool comes from a backup, and its command is not started a second time.
         """
         state, before = self.state(), self.there.disk
-        earlier = {entry.run_id for entry in self.store.history(state) if entry.run_id and entry.attempt < state.attempt}
-        found = self.there.enter(sorted(earlier))
+        earlier = sorted({entry.run_id for entry in self.store.history(state) if entry.run_id and entry.attempt < state.attempt})
+        if isinstance(self.there, GatedSite):
+            found, self.here = self.there.enter(earlier, state, self.paths)
+        else:
+            found = self.there.enter(earlier)
         if not found:
             if self.there.disk != before:
                 self._remember()
@@ -106,7 +136,7 @@ class Trip:
         at = self.there
         self.store.adopt_found(at.job_id, found, by=AGENT, instead_of=at.run_id)
         log.warning("adopted", job=at.job_id, run=found, why="the site has this run, which the spool does not know (a restore?)")
-        self.there = AtSite(at.connection, at.base, at.job_id, found, at.disk)
+        self.there = type(at)(at.connection, at.base, at.job_id, found, at.disk)
         self._remember()
         return False
 
@@ -128,7 +158,10 @@ class Trip:
         self.tailed_at = time.monotonic()
         try:
             with transfer.fetch_lock(self.incoming, self.pause) as lock:
-                transfer.fetch_logs(self.there, self.incoming, lock, append=True)
+                if isinstance(self.there, GatedSite):
+                    self.there.tail(GATED_LOGS, self.incoming / "files")
+                else:
+                    transfer.fetch_logs(self.there, self.incoming, lock, append=True)
         except Unreachable:
             raise
         except (SpoolError, OSError) as exc:  # no room here, say: they come with the results

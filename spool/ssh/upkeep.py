@@ -40,7 +40,7 @@ class Upkeep:
         if self._due("contact", site.name, CONTACT_EVERY_S):
             value = {"format": 1, "site": site.name, "agent": AGENT, "at": utc_now(), "version": __version__}
             replace_file(self._store.paths.site(site.name), jsonio.dumps(value))
-        if self._due("clean", site.name, CLEAN_EVERY_S):
+        if site.kind != "guarded" and self._due("clean", site.name, CLEAN_EVERY_S):
             threading.Thread(target=self._clean, args=(site, connection), name=f"clean-{site.name}", daemon=True).start()
 
     def _due(self, what: str, site: str, every_s: float) -> bool:

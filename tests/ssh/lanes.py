@@ -88,7 +88,13 @@ def lanes(root: Path, sshd: Sshd) -> Iterator[Callable[[Sequence[Point], Callabl
     """Yields `sweep(points, hit)`: `hit` strikes at one point and judges; returns how many of the points were met."""
     doorman = f"PYTHONPATH={HERE.parent} {sys.executable} -S {HERE / 'doorman.py'}"
     sshd.authorize(f'command="{doorman}"')
-    made = [Lane(root, sshd, number) for number in range(LANES)]
+    with sweeping([Lane(root, sshd, number) for number in range(LANES)]) as sweep:
+        yield sweep
+
+
+@contextmanager
+def sweeping(made: Sequence[Lane]) -> Iterator[Callable[[Sequence[Point], Callable[[Lane, Point], bool]], int]]:
+    """`sweep` over these lanes, which are closed at the end."""
     free: SimpleQueue[Lane] = SimpleQueue()
     for lane in made:
         free.put(lane)
@@ -107,7 +113,7 @@ def lanes(root: Path, sshd: Sshd) -> Iterator[Callable[[Sequence[Point], Callabl
                         path.unlink()
                 free.put(lane)
 
-        with ThreadPoolExecutor(LANES) as pool:
+        with ThreadPoolExecutor(len(made)) as pool:
             return sum(pool.map(one, points))
 
     try:
