@@ -102,20 +102,38 @@ http {{
 
 def make_certificate(folder: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> None:
     """`ca.crt`, and a `server.crt` with `server.key` for `names` signed by it; strict verifiers accept both."""
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    ca: Words = ["-keyout", folder / "ca.key", "-out", folder / "ca.crt"]
-    server: Words = ["-keyout", folder / "server.key", "-out", folder / "server.csr"]
-    extensions = folder / "server.ext"
-    extensions.write_text(
-        f"subjectAltName={names}\nbasicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n"
-        "extendedKeyUsage=serverAuth\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-    )
+    make_authority(folder / "ca")
+    sign(folder / "ca", folder / "server", names=names)
+
+
+_NEW_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+
+
+def make_authority(stem: Path) -> None:
+    """`STEM.crt` and `STEM.key` of an authority of the tests' own."""
+    out: Words = ["-keyout", f"{stem}.key", "-out", f"{stem}.crt"]
     run(
-        ["openssl", "req", "-x509", *new_key, *ca, "-days", "7", "-subj", "/CN=mint-spool tests CA",
+        ["openssl", "req", "-x509", *_NEW_KEY, *out, "-days", "7", "-subj", "/CN=mint-spool tests CA",
          "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
     )  # fmt: skip
-    run(["openssl", "req", *new_key, *server, "-subj", "/CN=localhost"])
+
+
+def sign(authority: Path, stem: Path, *, names: str = "DNS:localhost", use: str = "serverAuth", days: int = 7) -> None:
+    """`STEM.crt` and `STEM.key` (kept where it is there already), signed; fewer than no `days`: expired."""
+    extensions = Path(f"{stem}.ext")
+    extensions.write_text(
+        f"subjectAltName={names}\nbasicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n"
+        f"extendedKeyUsage={use}\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    )
+    key: Words = ["-key", f"{stem}.key"] if Path(f"{stem}.key").exists() else [*_NEW_KEY, "-keyout", f"{stem}.key"]
+    run(["openssl", "req", "-new", *key, "-out", f"{stem}.csr", "-subj", f"/CN={stem.name}"])
     run(
-        ["openssl", "x509", "-req", "-in", folder / "server.csr", "-CA", folder / "ca.crt", "-CAkey", folder / "ca.key",
-         "-CAcreateserial", "-days", "7", "-out", folder / "server.crt", "-extfile", extensions]
+        ["openssl", "x509", "-req", "-in", f"{stem}.csr", "-CA", f"{authority}.crt", "-CAkey", f"{authority}.key",
+         "-CAcreateserial", "-days", str(days), "-out", f"{stem}.crt", "-extfile", extensions]
     )  # fmt: skip
+
+
+def pin_of(certificate: Path) -> str:
+    """The pin of a certificate's key, made as docs/agent.md has it."""
+    command = 'openssl x509 -in "$1" -noout -pubkey | openssl pkey -pubin -outform der | openssl dgst -sha256'
+    return run(["sh", "-c", command, "sh", certificate]).stdout.split()[-1]
