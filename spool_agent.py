@@ -93,7 +93,7 @@ def _exit_code(exc: SpoolError) -> int:
 
 def _work(config: AgentConfig, args: arguments.Arguments, base: Base, identity: tuple[str, int]) -> int:
     stop = Stop()
-    server = connect(config, base, arguments.verify(config, args))
+    server = connect(config, base, arguments.tls(config, args))
     agent = Agent(config, server, base, identity, LocalRunner(install(base.control)))
     arguments.greet(config, args)
     log.info("started_agent", site=config.agent["site"], url=config.agent["url"], base=config.base, version=__version__)

@@ -42,7 +42,7 @@ from spool.server.wakeups import Wakeups
 from spool.store import Store
 
 EXIT_CONFIG = 78
-SPARE_CONNECTIONS = 200
+SPARE_CONNECTIONS = 2000
 OUTGOING_BYTES = 32 << 20
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 

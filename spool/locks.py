@@ -62,9 +62,12 @@ class JobLocks:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[None]:
-    """Hold an exclusive flock(2) on `path`, made if missing and left there. Raises `Busy` after `timeout_s`."""
-    lock = FileLock(str(path), mode=0o660, thread_local=False, **_NEVER_SOFT)
+def file_lock(path: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S, mode: int = 0o660) -> Iterator[None]:
+    """Hold an exclusive flock(2) on `path`, made (with `mode`, whatever the umask) if missing and left there.
+
+    Raises `Busy` after `timeout_s`.
+    """
+    lock = FileLock(str(path), mode=mode, thread_local=False, **_NEVER_SOFT)
     try:
         lock.acquire(timeout=timeout_s, poll_interval=POLL_S)
     except Timeout as exc:

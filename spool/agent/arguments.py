@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from spool import __version__
 from spool.addresses import published_url
@@ -16,6 +17,7 @@ from spool.agent.config import AgentConfig, find_config, finish_config, read_con
 from spool.agent.login import login
 from spool.errors import ConfigError, InvalidName
 from spool.names import check_user
+from spool.tls import Tls
 
 PUBLISHED_BASE = "/tmp"
 PUBLISHED_RETRY = (5, 60.0)
@@ -125,16 +127,20 @@ def _token(word: str) -> str:
     return word
 
 
-def verify(config: AgentConfig, args: Arguments) -> bool | str:
-    """Return what TLS is verified against: True for the system's authorities, a file's path, or False (no_auth)."""
+def tls(config: AgentConfig, args: Arguments) -> Tls:
+    """Return whom TLS trusts here, and what it shows; `ConfigError` for files that cannot be used."""
+    agent = config.agent
+    pins, alone = agent["pin_sha256"], agent["pin_only"]
     if args.no_auth:
-        print("spool_agent.py: no_auth: the server's certificate is NOT verified; use no_auth:CAFILE", file=sys.stderr)
-        warnings.filterwarnings("ignore", message="Unverified HTTPS request")  # urllib3 would say so at each request
-        return False
-    chosen = args.ca_file or config.agent["ca_file"]
+        rest = ", its key must be one of pin_sha256" if pins else "; use no_auth:CAFILE"
+        print(f"spool_agent.py: no_auth: the server's certificate is NOT verified{rest}", file=sys.stderr)
+    chosen = args.ca_file or agent["ca_file"]
     if chosen and not Path(chosen).is_file():
         raise ConfigError(f"the file of authorities {chosen} is not there", hint="correct ca_file, or no_auth:CAFILE")
-    return str(chosen) if chosen else True
+    return Tls(
+        ca_file=str(chosen or ""), bundle=DEFAULT_CA_BUNDLE_PATH, verify=not (args.no_auth or alone), pins=pins,
+        client_cert=str(agent["client_cert"] or ""), client_key=str(agent["client_key"] or ""),
+    )  # fmt: skip
 
 
 def greet(config: AgentConfig, args: Arguments) -> None:

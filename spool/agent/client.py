@@ -21,6 +21,7 @@ from spool.agent.connection import MAX_RETRY_AFTER_S, READ_S, STALL_S, Connectio
 from spool.errors import OffsetMismatch, SpoolError, TooManyTries, Unreachable
 from spool.records import FileEntry, JobState, Result
 from spool.states import FINAL
+from spool.tls import Tls
 
 GOODBYE_S = 5.0
 RETRY_CAP_S = 300.0
@@ -83,8 +84,8 @@ class _Chunk:
 class Client:
     """Speaks /v1 to one server with one token. Threads may share one."""
 
-    def __init__(self, url: str, token: Callable[[], str], *, verify: bool | str = True, stall_s: int = STALL_S) -> None:
-        self._connection = Connection(url, token, verify=verify, stall_s=stall_s)
+    def __init__(self, url: str, token: Callable[[], str], *, tls: Tls | None = None, stall_s: int = STALL_S) -> None:
+        self._connection = Connection(url, token, tls=tls, stall_s=stall_s)
         self._block_bytes = BLOCK_BYTES
 
     @contextmanager

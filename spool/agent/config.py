@@ -20,6 +20,7 @@ from spool.agent.params import Param, declare
 from spool.errors import ConfigError, SpoolError
 from spool.names import check_env_name, check_site, check_user
 from spool.options import Option, Section
+from spool.tls import read_pins
 
 AGENT = Section(
     "agent",
@@ -30,6 +31,10 @@ AGENT = Section(
         Option("base", o.path, Path("/var/lib/mint-spool"), "folder that gets one folder a job", "/var/lib/mint-spool"),
         Option("slots", o.integer(1, 1000), 1, "jobs in hand at a time"),
         Option("ca_file", o.path, None, "PEM file of the authorities to trust; none: the system's"),
+        Option("pin_sha256", read_pins, (), "SHA-256 of the server's public key, two while it changes: no other is spoken to"),
+        Option("pin_only", o.boolean, False, "yes: the pin stands for the authorities: issuer, name and dates are not asked"),
+        Option("client_cert", o.path, None, "PEM file of the certificate that is shown where the server wants one"),
+        Option("client_key", o.path, None, "its key, mode 0600 and without password; none: it is in client_cert"),
         Option("allow_http", o.boolean, False, "speak plain http to another host than loopback"),
         Option("wait_s", o.integer(0, 25), 25, "seconds a sync may wait at the server for a new job; 0: poll only"),
         Option("poll_s", o.seconds(0.05, 3600), 15.0, "seconds between syncs where waiting is not possible"),
@@ -176,9 +181,11 @@ def read_config(path: Path) -> AgentConfig:
     raw = o.load(path)
     ini = o.convert(raw, SECTIONS, str(path))
     agent, release = dict(ini.one("agent")), dict(ini.one("release"))
-    for name in ("token_file", "base", "ca_file", "log"):
+    for name in ("token_file", "base", "ca_file", "client_cert", "client_key", "log"):
         if agent[name] is not None:
             agent[name] = path.parent / agent[name]
+    if agent["pin_only"] and not agent["pin_sha256"]:
+        raise ConfigError(f"{path}: [agent] pin_only without pin_sha256: no server could be told from another", hint="set both")
     commands = {name: _command(name, dict(values), path) for name, values in ini.titled("command").items()}
     poll_s_given = any(name.lower() == "poll_s" for name in raw.get("agent", {}))
     return AgentConfig(agent, release, commands, path, poll_s_given=poll_s_given)

@@ -1,7 +1,7 @@
 """One server, one token: how requests go out, and what counts as no answer at all.
 
-The token is sent by an `AuthBase`, because a ~/.netrc entry would replace a plain header; `verify=` is passed on each call,
-because REQUESTS_CA_BUNDLE would replace the session's. What an answer means is for those who speak a protocol over it.
+The token is sent by an `AuthBase`, because a ~/.netrc entry would replace a plain header; of the environment only the proxies
+count (`spool.tls`). What an answer means is for those who speak a protocol over it.
 
 A line that went silent is found by TCP itself after `stall_s` seconds (keepalive while an answer is waited for, a limit on
 unacknowledged data while something is sent), so that the long waits for an answer need not be short for its sake.
@@ -18,9 +18,11 @@ from typing import Any, Callable, TypeVar
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
 
 from spool import __version__, errors
-from spool.errors import SpoolError, Unreachable
+from spool.errors import ConfigError, SpoolError, Unreachable
+from spool.tls import Tls, TlsAdapter, explain, hushed, proxies_for
 
 E = TypeVar("E", bound=SpoolError)
 
@@ -51,10 +53,11 @@ def _watched(stall_s: int) -> list[tuple[int, int, int]]:
     return [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *options]
 
 
-class _Adapter(HTTPAdapter):
+class _Adapter(TlsAdapter, HTTPAdapter):
     """Connections, also those through a proxy, whose silence ends."""
 
-    def __init__(self, stall_s: int) -> None:
+    def __init__(self, tls: Tls, stall_s: int) -> None:
+        self.tls = tls
         self._options = _watched(stall_s)
         super().__init__()
 
@@ -67,21 +70,27 @@ class _Adapter(HTTPAdapter):
         return parent.proxy_manager_for(proxy, **kwargs, socket_options=self._options)
 
 
+def system_tls() -> Tls:
+    """Return the trust of an agent.ini that names none: the system's authorities."""
+    return Tls(bundle=DEFAULT_CA_BUNDLE_PATH)
+
+
 class Connection:
     """Talks to one server with one token, which is asked for at each request. Threads may share one: each gets a session."""
 
-    def __init__(self, url: str, token: Callable[[], str], *, verify: bool | str = True, stall_s: int = STALL_S) -> None:
+    def __init__(self, url: str, token: Callable[[], str], *, tls: Tls | None = None, stall_s: int = STALL_S) -> None:
         self.url = url.rstrip("/")
         self.stall_s = stall_s
         self._auth = _Bearer(token)
-        self._verify = verify
+        self._tls = tls or system_tls()
         self._local = threading.local()
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
+            self._local.session.trust_env = False  # ~/.netrc, REQUESTS_CA_BUNDLE; the proxies are passed on each call
             for scheme in ("http://", "https://"):
-                self._local.session.mount(scheme, _Adapter(self.stall_s))
+                self._local.session.mount(scheme, _Adapter(self._tls, self.stall_s))
             self._local.session.headers["User-Agent"] = f"mint-spool-agent/{__version__}"
         session: requests.Session = self._local.session
         return session
@@ -93,25 +102,32 @@ class Connection:
         `read_s` is the longest silence in seconds. Never repeats a request by itself, and follows no redirection.
         """
         try:
+            proxies = proxies_for(self.url, get_environ_proxies(self.url))
+        except ConfigError as exc:
+            raise Unreachable(exc.message, hint=exc.hint) from None  # its cause may show the password
+        try:
             answer = self._session().request(
                 method,
                 self.url + path,
                 auth=self._auth,
-                verify=self._verify,
+                verify=self._tls.verify,
+                proxies=proxies,
                 timeout=(CONNECT_S, read_s),
                 allow_redirects=False,
                 stream=True,
                 **kwargs,
             )
         except (requests.RequestException, OSError) as exc:
-            raise Unreachable(f"no answer from {self.url}: {_short(exc)}", hint="check network, proxy and port") from exc
+            why, hint = explain(exc) or (_short(exc), "check network, proxy and port")
+            raise Unreachable(f"no answer from {self.url}: {why}", hint=hint) from exc
         with answer:
             try:
                 yield answer
             except (requests.RequestException, OSError) as exc:
                 if errors.is_no_space(exc):  # this side's disk, met while the answer was stored
                     raise
-                raise Unreachable(f"the line to {self.url} was cut: {_short(exc)}", hint="it is tried again") from exc
+                why, hint = explain(exc) or (_short(exc), "it is tried again")
+                raise Unreachable(f"the line to {self.url} was cut: {why}", hint=hint) from exc
 
 
 def no_answer(status: int) -> bool:
@@ -149,5 +165,5 @@ class Stream:
 
 def _short(exc: Exception) -> str:
     """Return the innermost reason of requests' nested exceptions: what a person can act on."""
-    text = str(exc.__context__ or exc) if not str(exc) else str(exc)
+    text = hushed(str(exc.__context__ or exc) if not str(exc) else str(exc))
     return text if len(text) < 300 else text[:297] + "..."

@@ -50,7 +50,7 @@ class Base:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the base for this process; `Busy` where another agent has it."""
-        return file_lock(self.control / "lock", timeout_s=0)
+        return file_lock(self.control / "lock", timeout_s=0, mode=0o600)
 
     def identity(self) -> tuple[str, int]:
         """Return (the agent's id, this start's generation), both durable; the caller holds the base.

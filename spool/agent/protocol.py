@@ -27,6 +27,7 @@ from spool.errors import SpoolError, Unreachable
 from spool.fields import Fields
 from spool.files import read_record, replace_file
 from spool.records import JobState, Result
+from spool.tls import Tls
 
 V1, PUBLISHED = "v1", "published"
 RECORD_BYTES = 65536
@@ -36,14 +37,14 @@ PUBLISHED_CODES = ("200", "0300", "400")  # of calc-request
 JobClient = Union[Client, PublishedClient]  # what a job's carrier talks to
 
 
-def connect(config: AgentConfig, base: Base, verify: bool | str) -> Server:
+def connect(config: AgentConfig, base: Base, tls: Tls) -> Server:
     """Return the server of `config`; nothing is asked yet."""
     url, token = config.agent["url"], Token(config.token, config.agent["token_file"])
     stall_s = config.agent["stall_s"]
-    calls = Calls(Connection(url, token, verify=verify, stall_s=stall_s))
+    calls = Calls(Connection(url, token, tls=tls, stall_s=stall_s))
     logs_leave = config.release["logs"] == "return"
     published = PublishedClient(calls, base.folder, user=config.user, logs_leave=logs_leave)
-    return Server(url, Client(url, token, verify=verify, stall_s=stall_s), published, base.control / "protocol.json")
+    return Server(url, Client(url, token, tls=tls, stall_s=stall_s), published, base.control / "protocol.json")
 
 
 class Server:

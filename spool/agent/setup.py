@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spool.agent import checking, sample
-from spool.agent.arguments import Arguments, configure, verify
+from spool.agent.arguments import Arguments, configure, tls
 from spool.agent.checking import WARNING
 from spool.agent.config import AgentConfig, candidates
 from spool.agent.folder import Base
@@ -73,7 +73,7 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
 
 
 def _ask(config: AgentConfig, args: Arguments) -> str:
-    server = connect(config, Base(config.base), verify(config, args))
+    server = connect(config, Base(config.base), tls(config, args))
     request = {"site": config.agent["site"], "agent": "check", "room": 0, "wait_s": 0, "jobs": []}
     try:
         server.sync(request)

@@ -11,6 +11,9 @@ from spool.ctl.messages import text
 from spool.records import MAX_PRIORITY
 from spool.server.tokens import ROLES
 from spool.states import State
+from spool.tls import read_pins
+
+_WHERE = ("spool", "url", "token", "ca_file", "pin", "client_cert", "client_key", "allow_http")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -35,11 +38,11 @@ def _join_args(argv: list[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="spoolctl", description=text("help_program"), allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"mint-spool {__version__}")
-    _add_where(parser, {"spool": None, "url": "", "token": "", "ca_file": "", "allow_http": False})
+    _add_where(parser, {**dict.fromkeys(_WHERE, ""), "spool": None, "pin": (), "allow_http": False})
     commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
     # The options that name the spool may stand after the command as well; there they have no default that would undo the first.
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_where(common, dict.fromkeys(("spool", "url", "token", "ca_file", "allow_http"), argparse.SUPPRESS))
+    _add_where(common, dict.fromkeys(_WHERE, argparse.SUPPRESS))
 
     def add(name: str, help_id: str) -> argparse.ArgumentParser:
         words = text(help_id)
@@ -68,6 +71,9 @@ def _add_where(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> Non
     _option(parser, "--url", "help_url", default=defaults["url"])
     _option(parser, "--token", "help_token", metavar="@FILE", default=defaults["token"])
     _option(parser, "--ca-file", "help_ca_file", metavar="FILE", default=defaults["ca_file"])
+    _option(parser, "--pin", "help_pin", metavar="SHA256", type=_pins, default=defaults["pin"])
+    _option(parser, "--client-cert", "help_client_cert", metavar="FILE", default=defaults["client_cert"])
+    _option(parser, "--client-key", "help_client_key", metavar="FILE", default=defaults["client_key"])
     _option(parser, "--allow-http", "help_allow_http", action="store_true", default=defaults["allow_http"])
 
 
@@ -158,6 +164,13 @@ def _priority(value: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,4}", value) or abs(int(value)) > MAX_PRIORITY:
         raise argparse.ArgumentTypeError(f"must be a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
     return int(value)
+
+
+def _pins(value: str) -> tuple[str, ...]:
+    try:
+        return read_pins(value)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _positive(value: str) -> int:

@@ -1,7 +1,7 @@
 """Requests to a server's /v1, and what counts as an answer (docs/protocol.md).
 
-Guarantees: a time limit on every request; the bearer token is never replaced by ~/.netrc and never follows a redirect; an
-explicit CA file is not overruled by the environment; whatever is not this API's answer (a proxy's page, half an answer)
+Guarantees: a time limit on every request; the bearer token is never replaced by ~/.netrc and never follows a redirect; of the
+environment only the proxies count (`spool.tls`); whatever is not this API's answer (a proxy's page, half an answer)
 counts as no answer. Transient problems are tried again, each with a line for the person who waits.
 """
 
@@ -16,13 +16,16 @@ from typing import Any, Callable, TypeVar
 from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
 
 from spool import jsonio
 from spool.addresses import is_loopback
 from spool.ctl.backend import Usage
 from spool.ctl.messages import note
 from spool.errors import Conflict, NotAllowed, NotFound, OffsetMismatch, SpoolError, TooLarge, Unauthorized, Unreachable
+from spool.tls import Tls, TlsAdapter, explain, hushed, is_untrusted, proxies_for
 
 T = TypeVar("T")
 TRIES = 5
@@ -79,14 +82,26 @@ def read_token(given: str) -> str:
     return text
 
 
-class Api:
-    """One server. `last_wait_s` is what its latest answer asked for with Retry-After."""
+class Untrusted(Unreachable):
+    """Another server's certificate or key: a person is told at once, and not after `TRIES`."""
 
-    def __init__(self, url: str, token: str, ca_file: str = "") -> None:
+
+class _Adapter(TlsAdapter, HTTPAdapter):
+    def __init__(self, tls: Tls) -> None:
+        self.tls = tls
+        super().__init__()
+
+
+class Api:
+    """One server. `tls`: whom to trust; none: the system's authorities."""
+
+    def __init__(self, url: str, token: str, tls: Tls | None = None) -> None:
         self._url = url
         self._auth = Bearer(token)
-        self._verify: bool | str = ca_file or True
+        self._tls = tls or Tls(bundle=DEFAULT_CA_BUNDLE_PATH)
         self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.mount("https://", _Adapter(self._tls))
         self._asked_wait_s: float | None = None
 
     def request(
@@ -102,13 +117,16 @@ class Api:
     ) -> requests.Response:
         """Send one request, once; return its 2xx (or 416) answer, raise what any other says."""
         self._asked_wait_s = None
+        proxies = proxies_for(self._url, get_environ_proxies(self._url))
         try:
             answer = self._session.request(
                 method, self._url + path, headers=dict(headers or {}), params=params, data=data, auth=self._auth,
-                verify=self._verify, timeout=(TIMEOUT_S[0], read_timeout_s), stream=stream, allow_redirects=False,
+                verify=self._tls.verify, proxies=proxies, timeout=(TIMEOUT_S[0], read_timeout_s), stream=stream,
+                allow_redirects=False,
             )  # fmt: skip
         except requests.RequestException as exc:
-            raise Unreachable(f"{self._url}: {_shortly(exc)}", hint="check the address, the line and the server") from exc
+            why, hint = explain(exc) or (_shortly(exc), "check the address, the line and the server")
+            raise (Untrusted if is_untrusted(exc) else Unreachable)(f"{self._url}: {why}", hint=hint) from exc
         if answer.status_code in (200, 201, 204, 206, 416):
             return answer
         with answer:
@@ -152,7 +170,7 @@ class Api:
             try:
                 return call()
             except SpoolError as exc:
-                if not exc.transient or failures == TRIES - 1:
+                if not exc.transient or isinstance(exc, Untrusted) or failures == TRIES - 1:
                     raise
                 self.pause(failures, exc, what)
         raise AssertionError("the last try returns or raises")
@@ -169,7 +187,7 @@ def _shortly(exc: Exception) -> str:
     inner: BaseException = exc
     while inner.__context__ is not None or inner.__cause__ is not None:
         inner = inner.__cause__ or inner.__context__ or inner
-    return str(inner) or type(inner).__name__
+    return hushed(str(inner)) or type(inner).__name__
 
 
 def _problem_document(answer: requests.Response) -> dict[str, Any] | None:

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Callable
 
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
 from spool.creation import SPOOL_UMASK
 from spool.ctl import checking, exits, loggingin, tokenfile, userfile
 from spool.ctl.backend import Backend, Usage, Wanted
@@ -29,6 +31,7 @@ from spool.ctl.waiting import LogFollower, Waiter, tell_error
 from spool.errors import Busy, ConfigError, Conflict, SpoolError, from_os_error
 from spool.memory import keep_private
 from spool.states import FINAL, State
+from spool.tls import Tls
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,10 +86,15 @@ def _backend(args: argparse.Namespace) -> Backend:
         raise Usage("--url needs --token @FILE", hint="an operator makes tokens: spoolctl token add")
     url = check_url(args.url, allow_http=args.allow_http)
     options = ["--url", args.url, "--token", args.token, *(["--allow-http"] if args.allow_http else [])]
-    options += ["--ca-file", args.ca_file] if args.ca_file else []
+    for name in ("ca_file", "client_cert", "client_key"):
+        given = getattr(args, name)
+        options += [f"--{name.replace('_', '-')}", given] if given else []
+    options += ["--pin", " ".join(args.pin)] if args.pin else []
     if args.ca_file and not os.access(args.ca_file, os.R_OK):
         raise Usage(f"{args.ca_file} cannot be read", hint="name a file with the certificates to trust")
-    return RemoteBackend(Api(url, read_token(args.token), args.ca_file), tuple(options))
+    own = {"client_cert": args.client_cert, "client_key": args.client_key}
+    tls = Tls(ca_file=args.ca_file, bundle=DEFAULT_CA_BUNDLE_PATH, pins=args.pin, **own)
+    return RemoteBackend(Api(url, read_token(args.token), tls), tuple(options))
 
 
 def _root(args: argparse.Namespace) -> Path:

@@ -22,6 +22,7 @@ from spool.ctl.remote import RemoteBackend
 from spool.errors import NotAllowed, NotFound, SpoolError, Unreachable
 from spool.names import new_id
 from spool.records import FileEntry, Input, Job
+from spool.tls import Tls
 
 JOB = ("submit", "--site", "s", "--command", "c")
 
@@ -257,6 +258,8 @@ def test_head_without_the_offset_is_no_answer(wrong_server: Any) -> None:
 def test_an_explicit_ca_file_is_not_overruled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "other"))
     seen: dict[str, Any] = {}
+    mine = tmp_path / "mine"
+    mine.write_bytes(Path(requests.certs.where()).read_bytes())
 
     def send(self: requests.Session, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         seen.update(kwargs, auth=request.headers["Authorization"])
@@ -264,8 +267,8 @@ def test_an_explicit_ca_file_is_not_overruled(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr(requests.Session, "send", send)
     with pytest.raises(Unreachable):
-        Api("https://mint.example", "t", str(tmp_path / "mine")).request("GET", "/x")
-    assert seen["verify"] == str(tmp_path / "mine")
+        Api("https://mint.example", "t", Tls(ca_file=str(mine))).request("GET", "/x")
+    assert seen["verify"] == str(mine)
     assert seen["auth"] == "Bearer t"
     assert seen["timeout"] == http.TIMEOUT_S
     assert seen["allow_redirects"] is False
