@@ -17,6 +17,7 @@ class SpoolPaths:
         self.spool_json = root / "spool.json"
         self.ini = root / "spool.ini"
         self.tokens = root / "tokens.json"
+        self.controls = root / "controls.json"
         self.tmp = root / "tmp"
         self.drop = root / "drop"
         self.rejected = root / "rejected"

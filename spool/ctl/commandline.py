@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ls(add("ls", "help_ls"))
     _add_of_jobs(add)
     _add_token(add("token", "help_token_cmd"), common)
+    _add_holding(add, common)
     check = add("check", "help_check")
     _option(check, "--repair", "help_repair", action="store_true")
     _option(check, "--json", "help_json", action="store_true")
@@ -80,6 +81,8 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     _option(parser, "--workflow", "help_workflow", default="")
     _option(parser, "--wall-time", "help_wall_time", type=_positive, metavar="S")
     _option(parser, "--expires-at", "help_expires_at", default="", metavar="T")
+    _option(parser, "--sign", "help_sign", default="", metavar="KEY")
+    _option(parser, "--max-attempts", "help_max_attempts", type=_positive, metavar="N")
     _option(parser, "--give-up-after", "help_give_up_after", type=_positive, metavar="S")
     _option(parser, "--require-all", "help_require_all", action="store_true")
     _option(parser, "--label", "help_label", metavar="K=V", **many)
@@ -132,6 +135,30 @@ def _add_token(parser: argparse.ArgumentParser, common: argparse.ArgumentParser)
     _option(listing, "--json", "help_json", action="store_true")
     revoke = commands.add_parser("revoke", help=text("help_token_revoke"), parents=[common], allow_abbrev=False)
     _option(revoke, "token_id", "help_token_id", metavar="ID")
+
+
+def _add_holding(add: Any, common: argparse.ArgumentParser) -> None:
+    for noun in ("site", "workflow"):
+        commands = add(noun, f"help_{noun}_cmd").add_subparsers(dest="holding_command", metavar="COMMAND", required=True)
+        listing = commands.add_parser("ls", help=text(f"help_{noun}_ls"), parents=[common], allow_abbrev=False)
+        _option(listing, "--json", "help_json", action="store_true")
+        for verb in ("disable", "enable"):
+            words = text(f"help_{noun}_{verb}")
+            chosen = commands.add_parser(verb, help=words, description=words, parents=[common], allow_abbrev=False)
+            _option(chosen, "name", f"help_{noun}_name", metavar=noun.upper())
+            if verb == "disable":
+                _option(chosen, "--because", "help_because", default="", metavar="WHY")
+    for name in ("pause", "resume", "drain"):
+        chosen = add(name, f"help_{name}")
+        _option(chosen, "site_name", "help_site_name", nargs="?", default="", metavar="SITE")
+        _option(chosen, "--all", "help_all", action="store_true")
+        if name != "resume":
+            _option(chosen, "--because", "help_because", default="", metavar="WHY")
+        if name == "drain":
+            _option(chosen, "--timeout", "help_timeout", type=_seconds, metavar="S")
+    stop = add("stop-all", "help_stop_all")
+    _option(stop, "--because", "help_because", default="", metavar="WHY")
+    _option(stop, "--kill", "help_kill", action="store_true")
 
 
 def _priority(value: str) -> int:
