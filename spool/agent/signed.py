@@ -148,6 +148,8 @@ class Gatekeeper:
         """Return (the key, the job as signed). The clock and what was started before are the ledger's."""
         if signature is None:
             raise Refused("the job is not signed, and this site runs signed jobs only", hint="spoolctl submit --sign KEY")
+        if len(signature) > LIMIT_BYTES:
+            raise Refused(f"the signature has more than {LIMIT_BYTES} bytes", hint="spoolctl submit --sign KEY")
         try:
             said = verify(document, signature, self._options["allowed_signers"], claim.user, self._options["revoked"])
             job = Job.parse(document)
@@ -182,11 +184,12 @@ def check_fetched(keeper: Gatekeeper, client: JobClient, local: LocalJob) -> Non
     """Fetch the signature, and judge the job by it before anything else of it is fetched. Safe to repeat."""
     if not keeper.wanted:
         return
-    if not local.paths.signature.exists():
-        data = client.signature_bytes(local.state.id)
-        if data is not None:
-            replace_file(local.paths.signature, data, mode=0o600)
-    keeper.check(claim_of(local, client.inputs(local.state)), *_signed_bytes(local))
+    document, signature = _signed_bytes(local)
+    if signature is None:
+        signature = client.signature_bytes(local.state.id)
+    keeper.check(claim_of(local, client.inputs(local.state)), document, signature)
+    if signature is not None:
+        replace_file(local.paths.signature, signature, mode=0o600)
 
 
 def check_start(keeper: Gatekeeper, local: LocalJob) -> None:
