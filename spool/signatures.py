@@ -43,9 +43,10 @@ def verify(document: bytes, signature: bytes, signers: Path, user: str, revoked:
     `revoked` lists keys that do not count any more (a KRL, or public keys one a line). Raises `Refused` where it is none: another
     document, key, user, namespace, or a key that is not valid (any more); `ConfigError` where a file of the site is missing.
     """
-    for path in (signers, *((revoked,) if revoked else ())):
-        if not path.is_file():
-            raise ConfigError(f"the file {path} is not there", hint="see ssh-keygen(1), ALLOWED SIGNERS and KEY REVOCATION LISTS")
+    if not signers.is_file():
+        raise ConfigError(f"the file of allowed signers {signers} is not there", hint="see ssh-keygen(1), ALLOWED SIGNERS")
+    if revoked is not None and not revoked.is_file():
+        raise ConfigError(f"the file of revoked keys {revoked} is not there", hint="an empty file revokes none: ssh-keygen(1)")
     with tempfile.TemporaryDirectory(prefix="mint-verify-") as folder:
         path = Path(folder) / "job.json.sig"
         path.write_bytes(signature[:LIMIT_BYTES])

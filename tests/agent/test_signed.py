@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -21,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def signing(company: Company) -> Iterator[Signing]:
-    yield Signing(company)
+def signing(company: Company) -> Signing:
+    return Signing(company)
 
 
 def test_a_signed_job_runs_and_an_unsigned_one_does_not(signing: Signing) -> None:
@@ -50,13 +48,15 @@ def test_a_signed_job_runs_and_an_unsigned_one_does_not(signing: Signing) -> Non
     token.write_text(signing.rig.token("mint", "submitter", "operator"))
     token.chmod(0o600)
     remote = ["tools/spoolctl", "--url", signing.rig.url, "--token", f"@{token}"]
-    words = [*remote, "submit", "--site", SITE, "--command", "mark", "--user", "mint", "--in", signing.deck, "--sign", signing.key]
+    words = [*remote, "submit", "--site", SITE, "--command", "mark", "--user", "mint"]
+    words += ["--in", signing.deck, "--sign", signing.key]
     done = subprocess.run([REPO / words[0], *words[1:]], env=signing.rig.env, capture_output=True, text=True, check=True)
     job_id = done.stdout.split()[-1]
     signing.rig.wait_state(job_id, "completed", deadline_s=60)
     assert signing.ran(job_id)
-    shown = subprocess.run([REPO / words[0], *remote[1:], "show", job_id], env=signing.rig.env, capture_output=True, text=True)
-    assert fingerprint in shown.stdout
+    words = [*remote[1:], "show", job_id]
+    done = subprocess.run([REPO / remote[0], *words], env=signing.rig.env, capture_output=True, text=True, check=True)
+    assert fingerprint in done.stdout
     # A requeue is another attempt of the same signature, up to the number that was signed.
     for attempt in (2, 3):
         signing.settle()
@@ -179,7 +179,7 @@ def test_records_of_another_user_or_site_and_an_old_signature_under_a_new_id(sig
         folders.append((job_id, making, right))
     rejected, put_right = folders
     rejected[1].rename(signing.rig.spool / "drop" / rejected[0])
-    wait_until(lambda: (signing.rig.spool / "rejected" / rejected[0] / "reason.json").exists(), 60, "the old id is rejected")
+    wait_until((signing.rig.spool / "rejected" / rejected[0] / "reason.json").exists, 60, "the old id is rejected")
     value = json.loads((put_right[1] / "job.json").read_bytes())
     (put_right[1] / "job.json").write_text(json.dumps({**value, "id": put_right[0]}))
     put_right[1].rename(signing.rig.spool / "drop" / put_right[0])
@@ -208,11 +208,8 @@ def test_records_of_another_user_or_site_and_an_old_signature_under_a_new_id(sig
 
 
 @pytest.mark.parametrize("case", ["expired", "namespace", "revoked", "principal", "unknown key", "signers gone"])
-def test_what_a_site_refuses(signing: Signing, case: str, tmp_path: Path) -> None:
-    if case == "unknown key":
-        job_id = signing.submit(key=make_key_pair(signing.keys, "other"))
-    else:
-        job_id = signing.submit()
+def test_what_a_site_refuses(signing: Signing, case: str) -> None:
+    job_id = signing.submit(key=make_key_pair(signing.keys, "other") if case == "unknown key" else None)
     if case == "principal":
         signing.trust(("bob", signing.key))
     elif case == "revoked":
