@@ -111,3 +111,22 @@ def test_an_order_that_cannot_be_read_stops_everything(company: Company) -> None
     company.rig.wait_state(job_id, "queued", deadline_s=60)
     order(company, "resume")
     company.rig.wait_state(job_id, "completed", deadline_s=60)
+
+
+def test_a_result_that_is_under_way_stops_at_the_next_chunk_and_goes_on(company: Company) -> None:
+    company.start(chunk="65536")
+    job_id = company.sh("head -c 150000000 /dev/zero > a.dat", outputs=("a.dat",))
+
+    def arrived() -> int:
+        found = (company.rig.job(job_id) / "incoming").rglob("a.dat")
+        return sum(path.stat().st_size for path in found if path.is_file())
+
+    wait_until(lambda: arrived() > 0, 60, "the result is on its way")
+    order(company, "stop")
+    wait_until(lambda: told(company) == "stopped", 60, "MInt is told")
+    there = arrived()
+    assert told(company) == told(company) == "stopped"  # two commands: a second or more, hundreds of chunks
+    assert arrived() == there < 150000000
+    order(company, "resume")
+    company.rig.wait_state(job_id, "completed", deadline_s=120)
+    assert (company.rig.job(job_id) / "out" / "a.dat").stat().st_size == 150000000
