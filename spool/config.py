@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spool import options as o
-from spool.errors import CommandNotAllowed, ConfigError, NotAllowed, SpoolError, UnknownSite
+from spool.errors import CommandNotAllowed, ConfigError, Disabled, NotAllowed, SpoolError, UnknownSite
 from spool.names import check_env_name, check_site, check_user
 from spool.options import Option, Section
 from spool.published_ini import is_published, translate
@@ -181,14 +181,14 @@ class SpoolConfig:
     source: Path | None = None
 
     def site(self, name: str) -> Site:
-        """Return the site; `UnknownSite` where there is none of that name, `NotAllowed` where it is disabled."""
+        """Return the site; `UnknownSite` where there is none of that name, `Disabled` where it is."""
         found = self.sites.get(name)
         if found is None:
             known = ", ".join(self.sites) or "none"
             where = self.source.name if self.source else "spool.ini"  # users see it too: not the whole path
             raise UnknownSite(f"site {name!r} is not known here", hint=f"known: {known}; an operator adds it to {where}")
         if not found.enabled:
-            raise NotAllowed(f"site {name!r} is disabled", hint="an operator sets enabled = yes when it is back")
+            raise Disabled(f"site {name!r} is disabled", hint="an operator sets enabled = yes when it is back")
         return found
 
 

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spool import jsonio, log
-from spool.clock import Clock
 from spool.config import SpoolConfig
 from spool.errors import Busy, Duplicate, InvalidName, InvalidRecord, MissingInputs, NotFound, SpoolError
 from spool.files import beneath, fits, free_bytes, fsync_dir, read_record, replace_file, sync_tree, walk
@@ -35,6 +34,7 @@ from spool.queue import make_key
 from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState
 from spool.rejecting import reject
 from spool.room import why_no_room
+from spool.signed import check_handed_in, signature_of
 from spool.staging import Staging, check_same_owner
 from spool.states import State
 from spool.store import Store
@@ -65,12 +65,13 @@ def may_accept(paths: SpoolPaths) -> bool:
     return os.stat(paths.spool_json).st_uid == os.geteuid()
 
 
-def check_against(job: Job, user: str, config: SpoolConfig, clock: Clock) -> None:
-    """Raise unless the configuration lets `user` ask for `job`: site known and enabled, user and command on its lists."""
+def check_against(job: Job, user: str, config: SpoolConfig, store: Store) -> None:
+    """Raise unless MInt lets `user` ask for `job`: site and workflow enabled, user and command on the site's lists."""
     site = config.site(job.site)
+    store.controls.get().check_enabled(job.site, job.workflow)
     site.check_user(user)
     site.check_command(job.command)
-    if job.expires_at and to_epoch(job.expires_at) <= clock.certain():
+    if job.expires_at and to_epoch(job.expires_at) <= store.clock.certain():
         raise InvalidRecord(f"expires_at {job.expires_at} has passed already", hint="set a later instant, or none")
 
 
@@ -244,7 +245,8 @@ class Drops:
             if owner is None:
                 check_same_owner(info.st_uid, os.lstat(folder / "job.json").st_uid)
             user = _user_of(job, info.st_uid if owner is None else owner, config)
-            check_against(job, user, config, self._store.clock)
+            check_against(job, user, config, self._store)
+            check_handed_in(signature_of(JobPaths(folder)), job, name, user)
             _check_listing(list_files(folder / "in"), {item.path for item in job.inputs})
         return job, user
 
@@ -284,7 +286,9 @@ class Drops:
             known = self._store.state(name)
         except NotFound:
             return False
-        if known.inputs == entries and self._store.job_bytes(name) == read_record(folder / "job.json", JOB_LIMIT_BYTES):
+        signatures = signature_of(self._paths.job(name)), signature_of(JobPaths(folder))
+        same = self._store.job_bytes(name) == read_record(folder / "job.json", JOB_LIMIT_BYTES)
+        if known.inputs == entries and same and signatures[0] == signatures[1]:
             return True
         raise Duplicate(f"job {name} exists with other contents", hint="make a new UUID with uuidgen for a new job")
 

@@ -65,6 +65,10 @@ class NotAllowed(SpoolError):
     code = "not_allowed"
 
 
+class Disabled(NotAllowed):
+    """The site or the workflow is disabled at MInt."""
+
+
 class UnknownSite(SpoolError):
     """The job names a site that the configuration does not have."""
 

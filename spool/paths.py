@@ -18,6 +18,7 @@ class SpoolPaths:
         self.ini = root / "spool.ini"
         self.tokens = root / "tokens.json"
         self.users = root / "users.json"
+        self.controls = root / "controls.json"
         self.tmp = root / "tmp"
         self.drop = root / "drop"
         self.rejected = root / "rejected"

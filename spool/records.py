@@ -86,6 +86,7 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     wall_time_s: int | None = None
     expires_at: str = ""
+    max_attempts: int | None = None
     give_up_after_s: int | None = None
     require_all: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -111,6 +112,7 @@ class Job:
             env=fields.string_map("env"),
             wall_time_s=fields.optional_integer("wall_time_s", low=1, high=MAX_WALL_TIME_S),
             expires_at=fields.string("expires_at", ""),
+            max_attempts=fields.optional_integer("max_attempts", low=1),
             give_up_after_s=fields.optional_integer("give_up_after_s", low=1),
             require_all=fields.boolean("require_all", False),
             labels=fields.string_map("labels"),
@@ -140,21 +142,11 @@ class Job:
         """Return the bytes of job.json; options that have their default are left out."""
         value: dict[str, Any] = {"format": FORMAT, "id": self.id, "site": self.site, "command": self.command}
         value.update(
-            args=list(self.args),
-            inputs=[_encode_input(item) for item in self.inputs],
-            outputs=list(self.outputs),
-            user=self.user,
-            priority=self.priority,
-            workflow=self.workflow,
-            env=dict(self.env),
-            wall_time_s=self.wall_time_s,
-            expires_at=self.expires_at,
-            give_up_after_s=self.give_up_after_s,
-            require_all=self.require_all,
-            labels=dict(self.labels),
-            resources=dict(self.resources),
-            notify_url=self.notify_url,
-        )
+            args=list(self.args), inputs=[_encode_input(item) for item in self.inputs], outputs=list(self.outputs),
+            user=self.user, priority=self.priority, workflow=self.workflow, env=dict(self.env), wall_time_s=self.wall_time_s,
+            expires_at=self.expires_at, max_attempts=self.max_attempts, give_up_after_s=self.give_up_after_s,
+            require_all=self.require_all, labels=dict(self.labels), resources=dict(self.resources), notify_url=self.notify_url,
+        )  # fmt: skip
         kept = {key: item for key, item in value.items() if item not in (None, "", [], {}, False) and item != 0}
         return jsonio.dumps({**kept, **self.extra})
 

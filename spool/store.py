@@ -16,6 +16,7 @@ from typing import Any, Callable
 from spool import journal, jsonio, log
 from spool.attempts import set_attempt_aside
 from spool.clock import Clock
+from spool.controls import ControlFile
 from spool.creation import open_spool
 from spool.errors import Conflict, NotFound, SpoolError, StaleRun, is_no_space
 from spool.files import append_line, replace_file
@@ -40,6 +41,7 @@ class Store(Jobs):
         self.locks = JobLocks(paths.locks)
         self.queue = Queue(paths)
         self.clock = Clock()
+        self.controls = ControlFile(paths.controls)
         self._not_claimed: dict[str, str] = {}
         self._listeners: list[Listener] = []
 
@@ -122,10 +124,13 @@ class Store(Jobs):
     def claim(self, site: str, users: list[str], *, agent: str, room: int, order: tuple[int, int] = (0, 0)) -> list[JobState]:
         """Claim up to `room` waiting jobs of `site` for `agent`, first come first served within a priority.
 
-        Each is claimed atomically: a job is given to one claimer. Stale entries met on the way are removed.
+        Each is claimed atomically: a job is given to one claimer. Stale entries met on the way are removed. What operators hold
+        back (`spool.controls`) stays where it is.
         """
         claimed: list[JobState] = []
-        for entry in self.queue.waiting(site, users) if room > 0 else ():
+        if room <= 0 or self._held_back(site):
+            return claimed
+        for entry in self.queue.waiting(site, users):
             try:
                 state = self._claim_entry(site, entry, agent, order)
             except (SpoolError, OSError) as exc:  # this one waits; the others are not delayed
@@ -140,6 +145,13 @@ class Store(Jobs):
             if len(claimed) >= room:
                 break
         return claimed
+
+    def _held_back(self, site: str) -> bool:
+        try:
+            return bool(self.controls.get().why_not_claimed(site))
+        except SpoolError as exc:
+            self._tell_not_claimed("every job", site, exc)
+            return True
 
     def _tell_not_claimed(self, job: str, site: str, exc: Exception) -> None:
         """Say why, once: waiting syncs ask every second. Not the text of an OSError, which may name a temporary file."""
@@ -164,6 +176,8 @@ class Store(Jobs):
 
         One that is due by a clock that has just jumped is neither: it waits until the clock has settled or is set back.
         """
+        if self.controls.get().why_not_claimed(state.site, state.workflow):
+            return None
         if state.expires_at and to_epoch(state.expires_at) <= self.clock.now():
             if self._is_due(state):
                 self._expire(state, f"expires_at {state.expires_at} has passed")
@@ -247,6 +261,7 @@ class Store(Jobs):
         with self.locked(job_id) as state:
             check_run(state, run_id)
             if state.state == State.CLAIMED:
+                self.controls.get().check_start(job_id)
                 return self.write(state, State.RUNNING, by=by, why="may start", started_at=utc_now(), agent_order=order)
             if state.state == State.RUNNING:
                 return state
@@ -355,7 +370,10 @@ class Store(Jobs):
             if state.state not in FINAL:
                 hint = "cancel it first, or wait for its end; a site that stays silent: requeue --force"
                 raise Conflict(f"job {job_id} is {state.state} and has not ended", hint=hint)
-            if self.job(job_id).inputs and not state.inputs:
+            job = self.job(job_id)
+            if job.max_attempts and state.attempt >= job.max_attempts:
+                raise Conflict(f"job {job_id} has had its {job.max_attempts} attempts (max_attempts)", hint="submit it again")
+            if job.inputs and not state.inputs:
                 raise Conflict(f"job {job_id} was never enqueued: its inputs were not taken in", hint="submit it again")
             set_attempt_aside(self.paths.job(job_id), state.attempt)
             cleared = dict.fromkeys(("claimed_at", "started_at", "ended_at", "reason", "message"), "")

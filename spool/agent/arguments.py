@@ -28,7 +28,9 @@ USAGE = """\
   spool_agent.py --config etc/agent.ini [--once]
   spool_agent.py init | check [--config etc/agent.ini]
   spool_agent.py login [--config etc/agent.ini] [--user NAME] [--password @FILE|-]
-  spool_agent.py gate [--config etc/agent.ini]"""
+  spool_agent.py gate [--config etc/agent.ini]
+  spool_agent.py pause | drain | stop [--because WHY] [--config etc/agent.ini]
+  spool_agent.py resume [--config etc/agent.ini]"""
 
 
 @dataclass(frozen=True)

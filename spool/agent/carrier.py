@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 from spool import log
-from spool.agent import pins, policy, prerun, release, transfer
+from spool.agent import pins, policy, prerun, release, signed, transfer
 from spool.agent.client import retry_delay_s
 from spool.agent.troubles import Left, said
 from spool.agent.watching import MOST_TRIES, Watcher
@@ -47,6 +47,9 @@ class Carrier(Watcher):
                 self._carry()
                 self.done = True
             except Left:
+                if self._switch.stopped:
+                    self._stop_at_the_switch()
+                self.left = True
                 log.info("left", job=self.local.state.id, state=self.local.state.state)
                 return
             except (UnknownRun, NotFound) as exc:
@@ -112,6 +115,7 @@ class Carrier(Watcher):
         """Bring job.json and the inputs here, judge them by the site's policy, and make `run/` and `work/` ready."""
         local = self.local
         job = self._job()
+        signed.check_fetched(self._keeper, self._client, local)
         local.announce(self._client.inputs(local.state), job.command)
         state = local.state
         # Judged before a byte of input is fetched, and again at every start: the policy may have changed.
@@ -184,7 +188,7 @@ class Carrier(Watcher):
 
     def _tell_late(self) -> None:
         """Have MInt keep the record of a measured result that it does not take, where it can be read."""
-        with contextlib.suppress(SpoolError, OSError):
+        with contextlib.suppress(SpoolError, OSError, Left):
             if (result := self.local.result()) is not None:
                 self._client.finish(result)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from spool import errors, jsonio
 from spool.agent.connection import MAX_RETRY_AFTER_S, READ_S, STALL_S, Connection, Stream, asked_to_wait, no_answer, retry_after_s
 from spool.errors import OffsetMismatch, SpoolError, TooManyTries, Unreachable
 from spool.records import FileEntry, JobState, Result
+from spool.signatures import LIMIT_BYTES
 from spool.states import FINAL
 from spool.tls import Tls
 
@@ -32,10 +34,11 @@ _TOKEN = re.compile(r"[\x21-\x7e]{16,512}")
 _MARKUP = re.compile(r"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>")
 BLOCK_AFTER_CUT_BYTES = 1 << 14  # a cut costs at most one block: small ones from the first cut on
 
+_OTHERWISE = (OffsetMismatch, TooManyTries, SpoolError, errors.Disabled)
 _BY_CODE: dict[str, type[SpoolError]] = {
     kind.code: kind
     for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, SpoolError) and kind not in (OffsetMismatch, TooManyTries, SpoolError)
+    if isinstance(kind, type) and issubclass(kind, SpoolError) and kind not in _OTHERWISE
 }
 
 
@@ -51,6 +54,10 @@ class ServerError(SpoolError):
     """The server answered 5xx in its own words; it is tried again."""
 
     transient = True
+
+
+def _always() -> None:
+    pass
 
 
 def retry_delay_s(tries: int, error: SpoolError | None = None) -> float:
@@ -87,6 +94,7 @@ class Client:
     def __init__(self, url: str, token: Callable[[], str], *, tls: Tls | None = None, stall_s: int = STALL_S) -> None:
         self._connection = Connection(url, token, tls=tls, stall_s=stall_s)
         self._block_bytes = BLOCK_BYTES
+        self.may_send: Callable[[], None] = _always
 
     @contextmanager
     def _send(self, method: str, path: str, *, read_s: float = READ_S, **kwargs: Any) -> Iterator[requests.Response]:
@@ -103,7 +111,8 @@ class Client:
 
     def sync(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """POST /v1/sync; waits at the server for up to the request's ``wait_s``."""
-        read_s = GOODBYE_S if request.get("leaving") else float(request["wait_s"]) + 35.0
+        last = request.get("leaving") and not request["wait_s"]
+        read_s = GOODBYE_S if last else float(request["wait_s"]) + 35.0
         return self._json("POST", "/v1/sync", data=jsonio.dumps_line(request), read_s=read_s)
 
     def login(self, user: str, password: str) -> dict[str, Any]:
@@ -122,6 +131,18 @@ class Client:
             if answer.headers.get("ETag", "") != f'"sha256-{hashlib.sha256(data).hexdigest()}"':
                 raise _not_the_server(answer, "they are not the bytes of job.json")
             return data
+
+    def signature_bytes(self, job_id: str) -> bytes | None:
+        """GET job.json.sig, of one that is too large a little more than `LIMIT_BYTES`; None where the job is not signed."""
+        try:
+            with self._send("GET", f"/v1/jobs/{job_id}/files/job.json.sig") as answer:
+                _need(answer, "application/octet-stream")
+                data = b"".join(itertools.islice(answer.iter_content(LIMIT_BYTES), 2))
+        except errors.NotFound:
+            return None
+        except (requests.RequestException, OSError) as exc:
+            raise Unreachable(f"the signature of job {job_id} was cut off", hint="it is tried again") from exc
+        return data
 
     def state(self, job_id: str) -> JobState:
         """GET the job's record, with the manifest of its inputs."""
@@ -172,6 +193,7 @@ class Client:
 
     def upload(self, job_id: str, run_id: str, name: str, file: BinaryIO, offset: int, length: int) -> int:
         """PATCH the `length` bytes at `offset` of an open file; return the server's new offset. Safe to repeat."""
+        self.may_send()
         digest = hashlib.sha256()
         file.seek(offset)
         for block in _Chunk(file, length):
@@ -189,6 +211,7 @@ class Client:
 
     def upload_tar(self, job_id: str, run_id: str, data: bytes) -> None:
         """POST out.tar. Safe to repeat."""
+        self.may_send()
         headers = {"Content-Type": "application/x-tar"}
         with self._send("POST", f"/v1/jobs/{job_id}/files/out.tar?run_id={run_id}", data=data, headers=headers) as answer:
             if not isinstance(_own_json(answer).get("files"), int):
@@ -196,6 +219,7 @@ class Client:
 
     def finish(self, result: Result) -> dict[str, Any]:
         """POST the result; return the job's state. Safe to repeat. What does not tell the end of this run is no answer."""
+        self.may_send()
         told = self._json("POST", f"/v1/jobs/{result.id}/finish", data=result.encode(), read_s=600.0)
         if (told.get("id"), told.get("run_id")) != (result.id, result.run_id) or told.get("state") not in FINAL:
             why = f"the answer to finish does not tell the end of run {result.run_id}"

@@ -62,6 +62,20 @@ RELEASE = Section(
     meaning="what may leave the site",
 )
 
+SIGNATURES = Section(
+    "signatures",
+    (
+        Option("required", o.boolean, False, "yes: only jobs run that are signed by their user's own key"),
+        Option(
+            "allowed_signers", o.path, None,
+            "who may sign: a user, then his public key, a line (ssh-keygen(1)); none: signatures are not looked at",
+            "/etc/mint-spool/allowed_signers",
+        ),
+        Option("revoked", o.path, None, "keys that do not count any more: public keys, or a KRL of ssh-keygen -k"),
+    ),
+    meaning="signed jobs: who says so",
+)  # fmt: skip
+
 COMMAND = Section(
     "command",
     (
@@ -90,7 +104,7 @@ COMMAND = Section(
     meaning="one command that may run; env.NAME = VALUE sets a variable for it, param.NAME = TYPE declares an argument",
 )
 
-SECTIONS = (AGENT, RELEASE, COMMAND)
+SECTIONS = (AGENT, RELEASE, SIGNATURES, COMMAND)
 ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}|[1-9][0-9]{0,9}:[1-9][0-9]{0,9}")
 PUBLISHED_POLL_S = 30.0  # of the published command line, where agent.ini says nothing
 
@@ -127,7 +141,7 @@ def walled(command: Command) -> bool:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """All of agent.ini. `agent` and `release` hold the values of their tables by name.
+    """All of agent.ini. `agent`, `release` and `signatures` hold the values of their tables by name.
 
     `user` is the token's owner where he is known; `published_poll_s` the seconds between polls of a published server.
     """
@@ -140,6 +154,7 @@ class AgentConfig:
     user: str = ""
     poll_s_given: bool = False
     published_poll_s: float = 0.0
+    signatures: dict[str, Any] = field(default_factory=lambda: {option.name: option.default for option in SIGNATURES.options})
 
     @property
     def base(self) -> Path:
@@ -186,9 +201,19 @@ def read_config(path: Path) -> AgentConfig:
             agent[name] = path.parent / agent[name]
     if agent["pin_only"] and not agent["pin_sha256"]:
         raise ConfigError(f"{path}: [agent] pin_only without pin_sha256: no server could be told from another", hint="set both")
+    signatures = _signatures(dict(ini.one("signatures")), path)
     commands = {name: _command(name, dict(values), path) for name, values in ini.titled("command").items()}
     poll_s_given = any(name.lower() == "poll_s" for name in raw.get("agent", {}))
-    return AgentConfig(agent, release, commands, path, poll_s_given=poll_s_given)
+    return AgentConfig(agent, release, commands, path, poll_s_given=poll_s_given, signatures=signatures)
+
+
+def _signatures(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    for name in ("allowed_signers", "revoked"):
+        if values[name] is not None:
+            values[name] = path.parent / values[name]
+    if values["required"] and values["allowed_signers"] is None:
+        raise ConfigError(f"{path}: [signatures] required needs allowed_signers", hint="list whom this site trusts")
+    return values
 
 
 def _command(name: str, values: dict[str, Any], path: Path) -> Command:

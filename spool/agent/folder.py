@@ -152,6 +152,7 @@ class LocalJob:
             with contextlib.suppress(FileNotFoundError):  # the former command may have written to them
                 os.rename(self.paths.inputs, self.paths.attempt(number) / "in")
             self.paths.job.unlink(missing_ok=True)
+            self.paths.signature.unlink(missing_ok=True)
         entry = HistoryEntry(state.revision, utc_now(), "", "claimed", "agent", state.attempt, state.run_id, "taken up")
         self._write(replace(state, state=State.CLAIMED, cancel_requested_at="").with_entry(entry))
 

@@ -10,8 +10,10 @@ from spool import log
 from spool.agent import policy, transfer, walls
 from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
-from spool.agent.folder import LocalJob
+from spool.agent.folder import Base, LocalJob
 from spool.agent.protocol import JobClient
+from spool.agent.signed import Gatekeeper
+from spool.agent.standing import Switch
 from spool.agent.troubles import Left, hint_for, is_tried_again, may_pass, said
 from spool.errors import SpoolError, StaleRun
 from spool.files import replace_file
@@ -31,11 +33,15 @@ class Hands:
         self.local = local
         self.done = False
         self.kept = False
+        self.left = False
         self.waits_for_command = threading.Event()
         self._client = client
         self._config = config
         self._runner = runner
         self._sync_soon = sync_soon
+        control = Base(local.paths.folder.parent).control
+        self._keeper = Gatekeeper(config, control)
+        self._switch = Switch(control)
         self._wanted = ""
         self._asked: Job | None = None
         self._hiccups = 0
@@ -120,6 +126,7 @@ class Hands:
         """
         tries = 0
         while True:
+            self._stay()
             try:
                 return step()
             except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
@@ -137,11 +144,19 @@ class Hands:
     def _warn(self, event: str, exc: Exception, **more: object) -> None:
         log.warning(event, job=self.local.state.id, **more, why=said(exc), hint=hint_for(exc, self.local.paths.folder))
 
-    def _pause(self, seconds: float) -> None:
-        """Wait, ending early at news; raise `Left` where the agent is stopping."""
+    def wake(self) -> None:
+        """Have the thread look at the site's switch at once."""
+        self._news.set()
+
+    def _stay(self) -> None:
+        """Raise `Left` where the agent is stopping, or the site's operator has stopped everything."""
         if self._leave.is_set():
             raise Left
+        self._switch.check()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, ending early at news; raise as `_stay`."""
+        self._stay()
         self._news.wait(seconds)
         self._news.clear()
-        if self._leave.is_set():
-            raise Left
+        self._stay()

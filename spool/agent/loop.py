@@ -18,6 +18,7 @@ from spool.agent.carrier import Carrier
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base, LocalJob
 from spool.agent.protocol import PUBLISHED, Server
+from spool.agent.standing import STOPPED, Lookout, Switch
 from spool.agent.troubles import hint_for, is_tried_again, may_pass
 from spool.errors import SpoolError, Unreachable
 from spool.names import is_id
@@ -48,9 +49,12 @@ class Agent:
         self._carriers: dict[str, Carrier] = {}
         self._refused: dict[str, int] = {}
         self._news = threading.Event()
-        self._closing = False
+        self._closing = self._gone = False
         self.closed_to_new = False
         self.stopping = False
+        self._switch = Switch(base.control)
+        server.send_only_if(self._switch.check)
+        self._lookout = Lookout(self._switch, self._heed)
         self._herald = threading.Thread(target=self._run_herald, name="herald", daemon=True)
         self._herald.start()
 
@@ -59,6 +63,25 @@ class Agent:
         if not self.stopping:
             self.closed_to_new = self.stopping = True
             self._news.set()
+
+    def _heed(self) -> None:
+        """Act on the order of the site's operator at once, and have MInt hear of it."""
+        with self._lock:
+            carriers = tuple(self._carriers.values())
+        for carrier in carriers:
+            carrier.wake()
+        self._news.set()
+
+    def _carry_on(self) -> None:
+        """Carry on the jobs that a stop has left, once it is undone."""
+        if self._gone or self._switch.stopped:
+            return
+        with self._lock:
+            left = [item for item in self._carriers.values() if item.left and item.idle and not item.done]
+            for item in left:
+                item.left = False
+        for item in left:
+            self._carry(item.local)
 
     # Jobs
 
@@ -92,6 +115,7 @@ class Agent:
 
     def leave(self, timeout_s: float = 5.0) -> None:
         """Leave all jobs as they are, for the next start."""
+        self._gone = True
         with self._lock:
             carriers = tuple(self._carriers.values())
         for carrier in carriers:
@@ -104,6 +128,7 @@ class Agent:
 
     def sync(self, wait_s: int, *, fresh_room: bool = True) -> bool:
         """Ask once and pass on what is told; return whether there was any news. Raises the family's errors."""
+        self._carry_on()
         answer = self._server.sync(self._request(wait_s, fresh_room))
         jobs = answer.get("jobs")
         if not isinstance(jobs, list):
@@ -148,11 +173,13 @@ class Agent:
         epoch = self._epoch.value  # before the jobs: those that go with a new epoch are among them then
         in_hand = self.in_hand()
         room = max(0, self.config.agent["slots"] - in_hand) if fresh_room else 0
-        if room and (self.closed_to_new or not self._has_space()):
+        standing = self._switch.get().mode
+        if room and (standing or self.closed_to_new or not self._has_space()):
             room = 0
         with self._lock:
             self._seq += 1  # numbered together with the snapshot: the server tells an overtaken one by its number
-            reports = [_report(item) for item in self._carriers.values() if item.local.state.state not in FINAL]
+            in_hand_now = [item for item in self._carriers.values() if item.local.state.state not in FINAL]
+            reports = [_report(item, stopped=standing == STOPPED) for item in in_hand_now]
             seq = self._seq
         return {
             "site": self.config.agent["site"],
@@ -163,7 +190,9 @@ class Agent:
             "version": __version__,
             "room": room,
             "wait_s": wait_s,
-            "leaving": self.stopping,
+            # What was given out while the order was on its way goes back to the queue.
+            "leaving": self.stopping or bool(standing),
+            "standing": standing,
             "epoch": epoch,
             "jobs": reports,
         }
@@ -196,8 +225,8 @@ class Agent:
         return False
 
     def _take_up(self, job_id: str, run_id: str, former: Carrier | None) -> bool:
-        if self.stopping:
-            return False  # given back with the goodbye
+        if self.stopping or self._switch.get().mode:
+            return False  # given back with the goodbye, or the next sync
         if former is not None and not former.idle:
             log.warning("busy_with_former_run", job=job_id, run=run_id, former=former.local.state.run_id)
             former.tell("forget")
@@ -259,8 +288,9 @@ class Agent:
                 log.error("news_not_told", trace=True)
 
     def close(self) -> None:
-        """Stop the herald."""
+        """Stop the herald and the lookout."""
         self._closing = True
+        self._lookout.close()
         self._news.set()
 
     @staticmethod
@@ -280,14 +310,14 @@ class Agent:
         return min(pause_s, self.config.agent["heartbeat_s"]) if self.in_hand() else pause_s
 
 
-def _report(carrier: Carrier) -> dict[str, Any]:
+def _report(carrier: Carrier, *, stopped: bool) -> dict[str, Any]:
     state = carrier.local.state
     return {
         "id": state.id,
         "run_id": state.run_id,
         "state": str(state.state),
         "attempt": state.attempt,
-        "ready": carrier.local.ready,
+        "ready": carrier.local.ready and not stopped,
         "told": carrier.wanted,
         "exit_code": state.exit_code,
     }

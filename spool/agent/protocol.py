@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Callable, Union
 
 from spool import jsonio, log
 from spool.agent.client import Client, NotThisApi
@@ -57,6 +57,10 @@ class Server:
         self._memory = memory
         self._pages = 0
         self.protocol = ""
+
+    def send_only_if(self, may_send: Callable[[], None]) -> None:
+        """Have `may_send` asked before anything of a job's results leaves; it raises where nothing may."""
+        self._v1.may_send = self._published.may_send = may_send
 
     def of(self, state: JobState) -> JobClient:
         """Return what carries this job: it keeps the protocol by which it came."""

@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Callable
 
 from spool import log
 from spool.agent import published_files
@@ -34,6 +34,10 @@ UNREADABLE_TRIES = 3
 ENVELOPE_BYTES = 1024  # of a body besides its files: ids
 
 
+def _always() -> None:
+    pass
+
+
 class PublishedClient:
     """The adapter over `Calls`. Threads may share one."""
 
@@ -46,6 +50,7 @@ class PublishedClient:
         self._offers: dict[str, JobState] = {}
         self._unreadable: dict[str, int] = {}
         self._syncing = threading.Lock()
+        self.may_send: Callable[[], None] = _always
 
     def carries(self, job_id: str) -> bool:
         """True for a job that came by this protocol."""
@@ -150,6 +155,9 @@ class PublishedClient:
             kind = Unreachable if self._unreadable[job_id] < UNREADABLE_TRIES else TransferFailed
             raise kind(f"the inputs cannot be read: {exc.message}", hint="see MInt's log") from exc
 
+    def signature_bytes(self, job_id: str) -> None:
+        """Return None: the protocol carries no signature."""
+
     def inputs(self, state: JobState) -> tuple[FileEntry, ...]:
         """Return the manifest of the inputs, as measured here."""
         params = self._params(state.id)
@@ -187,6 +195,7 @@ class PublishedClient:
 
         A job whose command never ran goes all the way too: the protocol has no other for telling its reason.
         """
+        self.may_send()
         way = self._ways.get(result.id)
         if way is None:  # never claimed
             return {}

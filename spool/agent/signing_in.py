@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spool.agent.arguments import Arguments, verify
+from spool.agent.arguments import Arguments, tls
 from spool.agent.client import Client
 from spool.agent.config import check_url, find_config, read_config
 from spool.errors import ConfigError
@@ -28,7 +28,7 @@ def run(words: list[str], program: Path) -> int:
     check_url(url, config.agent["allow_http"])
     if path is None:
         raise ConfigError("[agent] token_file is missing", hint="name the file that gets the token")
-    client = Client(url, lambda: "", verify=verify(config, Arguments()))
+    client = Client(url, lambda: "", tls=tls(config, Arguments()))
     told = client.login(ask_user(args.user), read_password(args.password))
     try:
         replace_file(path, f"{told['token']}\n".encode("ascii"), mode=0o600)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable
 
-from spool.agent import gate, signing_in
+from spool.agent import gate, signing_in, standing
 
 Verb = Callable[[list[str], Path], int]
 """Gets the words behind the verb and the program's path; returns the exit code, raises the family's errors."""
@@ -13,4 +13,8 @@ Verb = Callable[[list[str], Path], int]
 VERBS: dict[str, Verb] = {
     "gate": gate.run,
     "login": signing_in.run,
+    "pause": standing.pause,
+    "drain": standing.drain,
+    "stop": standing.stop,
+    "resume": standing.resume,
 }

@@ -7,7 +7,7 @@ import time
 from typing import Callable
 
 from spool import log
-from spool.agent import pins, policy, release, walls
+from spool.agent import pins, policy, release, signed, walls
 from spool.agent.config import Command, walled
 from spool.agent.hands import Hands
 from spool.agent.troubles import may_pass
@@ -66,10 +66,12 @@ class Watcher(Hands):
         folder = self.local.paths.folder
         status = self._runner.status(folder)
         if status.word == "new" and not self._launched:  # the latch is not taken: provably not started
+            self._stay()
             order = policy.allow(self._config, self._job(), self.local.state, self.local.paths.work)
             pins.check(self._command(), self.local.state.id)
             self._write_run(order)
             walls.open_way(self._command(), self.local)
+            signed.check_start(self._keeper, self.local)
             status = self._runner.start(folder, order.site_env)
             log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
             self._launched = True
@@ -109,6 +111,20 @@ class Watcher(Hands):
             self._runner.cancel(self.local.paths.folder)
         except (OSError, ValueError, subprocess.CalledProcessError) as exc:
             log.error("not_stopped", job=self.local.state.id, why=exc, hint="look for its processes at the site")
+
+    def _stop_at_the_switch(self) -> None:
+        """End the command because the site's operator has stopped everything; its end is told once he resumes."""
+        if self.local.state.state != State.RUNNING:
+            return
+        for _ in range(MOST_TRIES):
+            try:
+                status = self._runner.cancel(self.local.paths.folder)
+                log.warning("stopped_here", job=self.local.state.id, run=self.local.state.run_id, status=status.word)
+                return
+            except (OSError, ValueError, subprocess.CalledProcessError) as exc:
+                self._warn("runner_failed", exc)
+                self._leave.wait(RUNNER_PAUSE_S)
+        log.error("not_stopped", job=self.local.state.id, why="the runner failed", hint="look for its processes at the site")
 
     def _stream_log(self) -> None:
         """Send what the log has grown by. Whatever fails here is made up for when the results are returned."""

@@ -30,7 +30,10 @@ class Rejected(Conflict):
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is known of one job. `place` is jobs, drop, tmp, rejected or corrupt; only jobs/ has a state."""
+    """All that is known of one job; `signed_by` is the key that a signature names, unverified.
+
+    `place` is jobs, drop, tmp, rejected or corrupt; only jobs/ has a state.
+    """
 
     id: str
     place: str
@@ -40,6 +43,7 @@ class Facts:
     result: Result | None = None
     history: tuple[HistoryEntry, ...] = ()
     reason: Mapping[str, Any] = field(default_factory=dict)
+    signed_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,13 @@ class Backend(abc.ABC):
     poll_s: tuple[float, float] = (0.05, 0.5)
 
     @abc.abstractmethod
-    def submit(self, job: Job, sources: Mapping[str, Path], progress: Progress) -> JobState | None:
-        """Hand in `job` (its id is set) with its input files; None where nobody has accepted it yet. `Rejected` where refused."""
+    def submit(
+        self, job: Job, sources: Mapping[str, Path], progress: Progress, *, document: bytes, signature: bytes | None
+    ) -> JobState | None:
+        """Hand in `job` (its id is set) with its input files; None where nobody has accepted it yet. `Rejected` where refused.
+
+        `document` are the bytes of its job.json; where there is a `signature` they arrive as they are.
+        """
 
     @abc.abstractmethod
     def ids(self, prefix: str) -> list[str]:

@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     login = add("login", "help_login")
     _option(login, "--user", "help_login_user", default="")
     _option(login, "--password", "help_password", default="", metavar="@FILE|-")
+    _add_holding(add, common)
     check = add("check", "help_check")
     _option(check, "--repair", "help_repair", action="store_true")
     _option(check, "--json", "help_json", action="store_true")
@@ -90,6 +91,8 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     _option(parser, "--workflow", "help_workflow", default="")
     _option(parser, "--wall-time", "help_wall_time", type=_positive, metavar="S")
     _option(parser, "--expires-at", "help_expires_at", default="", metavar="T")
+    _option(parser, "--sign", "help_sign", default="", metavar="KEY")
+    _option(parser, "--max-attempts", "help_max_attempts", type=_positive, metavar="N")
     _option(parser, "--give-up-after", "help_give_up_after", type=_positive, metavar="S")
     _option(parser, "--require-all", "help_require_all", action="store_true")
     _option(parser, "--label", "help_label", metavar="K=V", **many)
@@ -158,6 +161,28 @@ def _add_user(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) 
     _option(new, "--role", "help_user_role", action="append", choices=ROLES, required=True)
     _option(new, "--site", "help_user_site", action="append", default=[])
     _option(add("ls"), "--json", "help_json", action="store_true")
+def _add_holding(add: Any, common: argparse.ArgumentParser) -> None:
+    for noun in ("site", "workflow"):
+        commands = add(noun, f"help_{noun}_cmd").add_subparsers(dest="holding_command", metavar="COMMAND", required=True)
+        listing = commands.add_parser("ls", help=text(f"help_{noun}_ls"), parents=[common], allow_abbrev=False)
+        _option(listing, "--json", "help_json", action="store_true")
+        for verb in ("disable", "enable"):
+            words = text(f"help_{noun}_{verb}")
+            chosen = commands.add_parser(verb, help=words, description=words, parents=[common], allow_abbrev=False)
+            _option(chosen, "name", f"help_{noun}_name", metavar=noun.upper())
+            if verb == "disable":
+                _option(chosen, "--because", "help_because", default="", metavar="WHY")
+    for name in ("pause", "resume", "drain"):
+        chosen = add(name, f"help_{name}")
+        _option(chosen, "site_name", "help_site_name", nargs="?", default="", metavar="SITE")
+        _option(chosen, "--all", "help_all", action="store_true")
+        if name != "resume":
+            _option(chosen, "--because", "help_because", default="", metavar="WHY")
+        if name == "drain":
+            _option(chosen, "--timeout", "help_timeout", type=_seconds, metavar="S")
+    stop = add("stop-all", "help_stop_all")
+    _option(stop, "--because", "help_because", default="", metavar="WHY")
+    _option(stop, "--kill", "help_kill", action="store_true")
 
 
 def _priority(value: str) -> int:

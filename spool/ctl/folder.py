@@ -26,6 +26,7 @@ from spool.files import COPY_BYTES, copy_file, fsync_dir, open_beneath, read_rec
 from spool.names import is_id
 from spool.paths import JobPaths, SpoolPaths
 from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState, Result
+from spool.signed import signed_by
 from spool.store import Store
 
 ACCEPT_WAIT_S = 5
@@ -46,14 +47,16 @@ class FolderBackend(Backend):
 
     # Submitting
 
-    def submit(self, job: Job, sources: Mapping[str, Path], progress: Progress) -> JobState | None:
+    def submit(
+        self, job: Job, sources: Mapping[str, Path], progress: Progress, *, document: bytes, signature: bytes | None
+    ) -> JobState | None:
         """Hand the job in by rename into `drop/`, then have it accepted. All or nothing; safe to repeat with the same id."""
         before = self._rejected(job.id)
-        self._drop(job, sources, progress)
+        self._drop(job, sources, progress, {"job.json": document, **({"job.json.sig": signature} if signature else {})})
         state = self._accept(job.id)
         return state if state is not None else self._await_accepting(job.id, before)
 
-    def _drop(self, job: Job, sources: Mapping[str, Path], progress: Progress) -> None:
+    def _drop(self, job: Job, sources: Mapping[str, Path], progress: Progress, documents: Mapping[str, bytes]) -> None:
         folder = JobPaths(self.paths.tmp / f"submit.{job.id}")
         target = self.paths.drop / job.id
         try:
@@ -68,7 +71,8 @@ class FolderBackend(Backend):
             for name, source in sources.items():
                 progress(text("copying", name=name), 0, 0)
                 _copy_in(source, folder.inputs / name)
-            replace_file(folder.job, job.encode())
+            for name, data in documents.items():
+                replace_file(folder.folder / name, data)
             sync_tree(folder.folder)
             self._publish(folder.folder, target)
         except BaseException:
@@ -179,7 +183,7 @@ class FolderBackend(Backend):
         state = self.store.state(job_id)
         return Facts(
             job_id, "jobs", str(self.paths.jobs / job_id), state, jsonio.loads(self.store.job_bytes(job_id), "job.json"),
-            self.store.result(job_id), tuple(self.changes(state, 0)),
+            self.store.result(job_id), tuple(self.changes(state, 0)), signed_by=signed_by(self.paths.job(job_id)),
         )  # fmt: skip
 
     def jobs(self, wanted: Wanted) -> tuple[list[JobState], int]:

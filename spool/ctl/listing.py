@@ -72,6 +72,7 @@ def facts_object(facts: Facts) -> dict[str, Any]:
         "result": jsonio.loads(facts.result.encode(), "result.json") if facts.result else None,
         "history": [entry.encode() for entry in facts.history],
         "rejected": dict(facts.reason) or None,
+        "signed_by": facts.signed_by,
     }
 
 
@@ -92,6 +93,8 @@ def _facts(facts: Facts) -> Iterator[tuple[str, str]]:
         yield from _not_accepted(facts)
     else:
         yield from _state(facts.state)
+    if facts.signed_by:
+        yield "signed", text("signed_by", name=facts.signed_by)
     job = facts.job
     for key, value in _mapping(job.get("labels")):
         yield "labels", f"{key}={value}"

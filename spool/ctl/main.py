@@ -16,7 +16,7 @@ from typing import Callable
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from spool.creation import SPOOL_UMASK
-from spool.ctl import checking, exits, loggingin, tokenfile, userfile
+from spool.ctl import checking, exits, holding, loggingin, tokenfile, userfile
 from spool.ctl.backend import Backend, Usage, Wanted
 from spool.ctl.commandline import parse
 from spool.ctl.fetching import fetch
@@ -26,10 +26,11 @@ from spool.ctl.listing import facts_lines, facts_object, jobs_table, print_json,
 from spool.ctl.messages import note, say
 from spool.ctl.progress import drawing
 from spool.ctl.remote import RemoteBackend
-from spool.ctl.submission import job_of
+from spool.ctl.submission import fixed, job_of
 from spool.ctl.waiting import LogFollower, Waiter, tell_error
 from spool.errors import Busy, ConfigError, Conflict, SpoolError, from_os_error
 from spool.memory import keep_private
+from spool.signatures import sign
 from spool.states import FINAL, State
 from spool.tls import Tls
 
@@ -70,6 +71,8 @@ def _run(args: argparse.Namespace) -> int:
         return userfile.run(args, FolderBackend(_root(args)))
     if args.command_name == "login":
         return loggingin.run(args)
+    if args.command_name in holding.COMMANDS:
+        return holding.run(args, FolderBackend(_root(args)))
     commands: dict[str, Callable[[argparse.Namespace, Backend], int]] = {
         "submit": _submit, "ls": _ls, "show": _show, "wait": _wait, "logs": _logs, "fetch": _fetch, "cancel": _cancel,
         "requeue": _requeue,
@@ -114,7 +117,12 @@ def _submit(args: argparse.Namespace, backend: Backend) -> int:
         raise Usage("--into, --logs and --timeout need --wait", hint="or fetch later: spoolctl fetch ID --into DIR")
     job, sources = job_of(args)
     with drawing() as progress:
-        state = backend.submit(job, sources, progress)
+        if args.sign:
+            job = fixed(job, sources, progress)
+    document = job.encode()
+    signature = sign(document, Path(args.sign).expanduser()) if args.sign else None  # a passphrase may be asked for
+    with drawing() as progress:
+        state = backend.submit(job, sources, progress, document=document, signature=signature)
     if args.user and state is not None and state.user != args.user:
         note("other_user", user=state.user, wanted=args.user)
     try:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from spool.ctl.checktexts import CHECK
 from spool.ctl.helptexts import HELP
+from spool.ctl.holdingtexts import HOLDING
 from spool.manifest import printable
 
 Catalogue = Mapping[str, tuple[str, str]]
@@ -298,7 +299,7 @@ _SAID: Catalogue = {
     ),
 }  # fmt: skip
 
-CATALOGUE: Catalogue = {**_SAID, **CHECK, **HELP}
+CATALOGUE: Catalogue = {**_SAID, **CHECK, **HELP, **HOLDING}
 
 
 def japanese(environ: Mapping[str, str]) -> bool:

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,9 +20,9 @@ from spool import jsonio
 from spool.ctl.backend import Backend, Facts, Progress, Wanted
 from spool.ctl.http import TRIES, Api
 from spool.ctl.messages import note, text
+from spool.ctl.submission import fixed
 from spool.errors import Conflict, NotFound, OffsetMismatch, SpoolError, TooLarge, Unreachable
-from spool.manifest import hash_fd
-from spool.records import FileEntry, HistoryEntry, Input, Job, JobState, Result
+from spool.records import FileEntry, HistoryEntry, Job, JobState, Result
 from spool.states import State
 
 CHUNK_BYTES = 16 * 1024 * 1024
@@ -43,13 +42,18 @@ class RemoteBackend(Backend):
 
     # Submitting
 
-    def submit(self, job: Job, sources: Mapping[str, Path], progress: Progress) -> JobState | None:
-        """Register, upload, enqueue. Safe to repeat with the same id and files: it goes on where it stopped."""
-        fixed = tuple(_fixed(name, source, progress) for name, source in sources.items())
-        state = self._state("POST", "/v1/jobs", data=replace(job, inputs=fixed).encode())
+    def submit(
+        self, job: Job, sources: Mapping[str, Path], progress: Progress, *, document: bytes, signature: bytes | None
+    ) -> JobState | None:
+        """Register, sign, upload, enqueue. Safe to repeat with the same id and files: it goes on where it stopped."""
+        if signature is None:
+            document = fixed(job, sources, progress).encode()
+        state = self._state("POST", "/v1/jobs", data=document)
         if state.state != State.NEW:
             return state
         try:
+            if signature is not None:
+                self._state("POST", f"/v1/jobs/{job.id}/files/job.json.sig", data=signature)
             for name, source in sources.items():
                 self._upload(job.id, name, source, progress)
         except (SpoolError, OSError, KeyboardInterrupt):
@@ -125,7 +129,7 @@ class RemoteBackend(Backend):
         state = _parse_state(value["state"])
         return Facts(
             job_id, "jobs", "", state, value["job"], Result.parse(jsonio.dumps(result)) if isinstance(result, dict) else None,
-            _parse_history(value.get("history"), state),
+            _parse_history(value.get("history"), state), signed_by=str(value.get("signed_by") or ""),
         )  # fmt: skip
 
     def jobs(self, wanted: Wanted) -> tuple[list[JobState], int]:
@@ -193,13 +197,6 @@ class RemoteBackend(Backend):
                     skip = max(0, skip - len(block))
             except requests.RequestException as exc:
                 raise Unreachable(f"{path} was cut off", hint="it is tried again") from exc
-
-
-def _fixed(name: str, source: Path, progress: Progress) -> Input:
-    progress(text("hashing", name=name), 0, 0)
-    with open(source, "rb") as file:
-        digest, size = hash_fd(file.fileno())
-    return Input(name, size, digest)
 
 
 def _parse_state(value: Mapping[str, Any]) -> JobState:

@@ -1,20 +1,24 @@
-"""From the options of `spoolctl submit` to a checked `Job` and the files that go with it. Reads names only, writes nothing."""
+"""From the options of `spoolctl submit` to a checked `Job` and the files that go with it. Writes nothing."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import stat
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from spool.ctl.backend import Usage
-from spool.errors import SpoolError
-from spool.instants import to_epoch
-from spool.manifest import printable
-from spool.names import check_name, new_id
+from spool.ctl import messages
+from spool.ctl.backend import Progress, Usage
+from spool.errors import InvalidName, SpoolError
+from spool.instants import from_epoch, to_epoch
+from spool.manifest import hash_fd, printable
+from spool.names import check_name, check_user, new_id
 from spool.records import Input, Job
+from spool.signed import DEFAULT_ATTEMPTS, DEFAULT_DAYS
 
 
 def job_of(args: argparse.Namespace) -> tuple[Job, dict[str, Path]]:
@@ -25,8 +29,14 @@ def job_of(args: argparse.Namespace) -> tuple[Job, dict[str, Path]]:
             id=(args.id or new_id()).lower(), site=args.site, command=args.command, args=tuple(args.arg), outputs=tuple(args.out),
             inputs=tuple(Input(name) for name in sources), user=args.user, env=pairs(args.env, "--env"),
             priority=args.priority, workflow=args.workflow, wall_time_s=args.wall_time, expires_at=args.expires_at,
+            max_attempts=args.max_attempts,
             give_up_after_s=args.give_up_after, require_all=args.require_all, labels=pairs(args.label, "--label"),
         )  # fmt: skip
+        if args.sign:
+            job = replace(
+                job, user=job.user or _login_name(), expires_at=job.expires_at or _default_expiry(),
+                max_attempts=job.max_attempts or DEFAULT_ATTEMPTS,
+            )  # fmt: skip
         job = Job.parse(job.encode())
         if job.expires_at and to_epoch(job.expires_at) <= time.time():
             raise Usage(f"--expires-at {job.expires_at} has passed already", hint="give a later instant, or none")
@@ -37,6 +47,30 @@ def job_of(args: argparse.Namespace) -> tuple[Job, dict[str, Path]]:
     except SpoolError as exc:  # the job is made of nothing but the command line
         raise Usage(exc.message, hint=exc.hint) from exc
     return job, sources
+
+
+def _login_name() -> str:
+    try:
+        return check_user(pwd.getpwuid(os.getuid()).pw_name)
+    except (KeyError, InvalidName) as exc:
+        raise Usage("a signed job names its user", hint="give --user: the name by which the site knows the key") from exc
+
+
+def _default_expiry() -> str:
+    """Return the midnight (UTC) after `DEFAULT_DAYS` days: the same command on the same day signs the same bytes."""
+    return from_epoch((time.time() // 86400 + DEFAULT_DAYS + 1) * 86400)
+
+
+def fixed(job: Job, sources: Mapping[str, Path], progress: Progress) -> Job:
+    """Return `job` with size and SHA-256 of every input, read now."""
+    return replace(job, inputs=tuple(_fixed(name, source, progress) for name, source in sources.items()))
+
+
+def _fixed(name: str, source: Path, progress: Progress) -> Input:
+    progress(messages.text("hashing", name=name), 0, 0)
+    with open(source, "rb") as file:
+        digest, size = hash_fd(file.fileno())
+    return Input(name, size, digest)
 
 
 def inputs_of(given: Iterable[str]) -> dict[str, Path]:

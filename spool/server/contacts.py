@@ -26,6 +26,7 @@ class Contacts:
         self._lock = threading.Lock()
         self._seen: dict[AgentKey, tuple[float, tuple[int, int]]] = {}
         self._written: dict[str, float] = {}
+        self._standings: dict[AgentKey, str] = {}
         self._instances: dict[AgentKey, tuple[str, int]] = {}
         self._twins: set[tuple[AgentKey, str]] = set()
         self.started = time.monotonic()
@@ -33,8 +34,9 @@ class Contacts:
     def note(self, key: AgentKey, request: Request) -> bool:
         """Note a contact; return False for a sync that was overtaken by a newer one of the same agent on its way here."""
         newest = self._hear(key, request.order)
-        self._write(request.site, request.agent, request.version)
-        return request.order >= newest
+        current = request.order >= newest
+        self._write(key, request.version, request.standing if current else None)
+        return current
 
     def check_alone(self, key: AgentKey, request: Request) -> None:
         """Raise `Twin` where another process of this identity is at work: not an earlier start of this agent.
@@ -60,7 +62,7 @@ class Contacts:
     def heard(self, key: AgentKey, version: str) -> None:
         """Note a contact of an agent that does not sync: a published poller."""
         self._hear(key, (0, 0))
-        self._write(key[0], key[2], version)
+        self._write(key, version)
 
     def _hear(self, key: AgentKey, order: tuple[int, int]) -> tuple[int, int]:
         """Return the order of the newest contact before this one."""
@@ -85,13 +87,23 @@ class Contacts:
         with self._lock:
             return {key: time.monotonic() - at for key, (at, _) in self._seen.items()}
 
-    def _write(self, site: str, agent: str, version: str) -> None:
-        now = time.monotonic()
+    def standings(self) -> dict[AgentKey, str]:
+        """Return what each agent's own operator has ordered there: `paused`, `draining`, `stopped`, or nothing."""
         with self._lock:
-            if now - self._written.get(site, -CONTACT_EVERY_S) < CONTACT_EVERY_S:
+            return dict(self._standings)
+
+    def _write(self, key: AgentKey, version: str, standing: str | None = "") -> None:
+        now, (site, _, agent) = time.monotonic(), key
+        with self._lock:
+            standing = self._standings.get(key, "") if standing is None else standing
+            news = self._standings.get(key, "") != standing
+            self._standings[key] = standing
+            if now - self._written.get(site, -CONTACT_EVERY_S) < CONTACT_EVERY_S and not news:
                 return
             self._written[site] = now
-        value = {"format": 1, "site": site, "agent": agent, "at": utc_now(), "version": version}
+        if news:
+            log.info("standing", site=site, agent=agent, user=key[1], standing=standing or "works")
+        value = {"format": 1, "site": site, "agent": agent, "at": utc_now(), "version": version, "standing": standing}
         try:
             replace_file(self._store.paths.site(site), jsonio.dumps(value))
         except OSError as exc:  # derived: the call itself goes on

@@ -94,8 +94,11 @@ class Pages:
             for state in states
         ]
         rows = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in cells)
-        contacts = "".join(
-            f"<li>{html.escape(site)}: {html.escape(agent)} of {html.escape(user)}, {age_s:.0f} s ({_word(age_s)})</li>"
+        standings = self._contacts.standings()
+        contacts = "".join(f"<li><b>{html.escape(line)}</b></li>" for line in self._store.controls.get().lines())
+        contacts += "".join(
+            f"<li>{html.escape(site)}: {html.escape(agent)} of {html.escape(user)}, {age_s:.0f} s"
+            f" ({_word(age_s)}{', ' + standings[site, user, agent] if standings.get((site, user, agent)) else ''})</li>"
             for (site, user, agent), age_s in self._contacts_of(asker)
         )
         page = _PAGE.format(contacts=contacts or "<li>none yet</li>", rows=rows)

@@ -129,10 +129,12 @@ class Pollers:
                 log.warning("not_put_down", job=job_id, site=site, agent=poller, why=exc)
         if not enabled:
             return ""
+        controls = self._store.controls.get()
         for entry in self._store.queue.waiting(site, [user]):
             with contextlib.suppress(SpoolError, OSError):
                 state = self._store.state(entry.job_id)
-                if state.state == State.QUEUED and self._can_carry(state):
+                held_back = controls.why_not_claimed(site, state.workflow)
+                if state.state == State.QUEUED and not held_back and self._can_carry(state):
                     return state.id
         return ""
 

@@ -19,6 +19,7 @@ from spool.drops import check_against, first_state
 from spool.errors import (
     CommandNotAllowed,
     Conflict,
+    Disabled,
     InvalidName,
     InvalidRecord,
     InvalidRequest,
@@ -98,6 +99,8 @@ class Published:
             return errors(told.code, told.message, 202)
         except (InvalidName, InvalidRecord, InvalidRequest, UnknownSite) as exc:
             return errors(400, f"{exc.message} ({exc.hint})", 202)
+        except Disabled as exc:
+            return errors(400, f"{exc.message} ({exc.hint})", 202)
         except (CommandNotAllowed, NotAllowed) as exc:
             return errors(401, f"{exc.message} ({exc.hint})", 202)
 
@@ -110,7 +113,7 @@ class Published:
                 raise Told(202, 400, f"there is no {key} in calc-info")
         value, inputs = job_of(calc)
         job = Job.parse(jsonio.dumps(value))
-        check_against(job, asker.user, self._config.get(), self._store.clock)
+        check_against(job, asker.user, self._config.get(), self._store)
         asker.need_site(job.site)
         entries = tuple(FileEntry(name, item.size, item.sha256) for name, item in sorted(inputs.items()))
         state = first_state(job, new_id(), asker.user, entries, state=State.NEW, by=asker.user, via=VIA)
@@ -129,7 +132,7 @@ class Published:
         state = self._submitted(self._small().get("accept_id"), 400)
         if state.state != State.NEW:
             raise Told(400, 401, f"accept_id({state.id}) is waiting already, or further")
-        check_against(self._store.job(state.id), state.user, self._config.get(), self._store.clock)
+        check_against(self._store.job(state.id), state.user, self._config.get(), self._store)
         self._store.enqueue(state.id, by=state.user)
         return errors(200, "")
 
@@ -209,7 +212,10 @@ class Published:
             raise Told(200, "400", f"Your site-id({site}) does not match in the list that acceptable to.")
         need(asker.token.covers(site))
         poller = self._heard(asker, site)
-        job_id = self._pollers.request(site, asker.user, poller, enabled=sites[site].enabled)
+        enabled = sites[site].enabled and site not in self._store.controls.get().disabled_sites
+        job_id = self._pollers.request(site, asker.user, poller, enabled=enabled)
+        if not enabled:  # what it had in hand is put down by now
+            raise Told(200, "400", f"Your site-id({site}) does not match in the list that acceptable to.")
         if not job_id:
             raise Told(200, "0300", f"There is no information for accept_id(None), about the your site id({site})")
         return errors(200, "", accept_id=job_id)

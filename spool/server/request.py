@@ -12,6 +12,7 @@ from spool.names import check_id, check_site, check_user
 
 MAX_WAIT_S = 25.0
 MAX_ROOM = 1000
+STANDINGS = ("paused", "draining", "stopped")  # what a site's own operator has ordered there; nothing: it works
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Request:
     wait_s: float
     version: str
     leaving: bool
+    standing: str
     epoch: str
     jobs: tuple[Held, ...]
 
@@ -78,6 +80,13 @@ class Request:
             wait_s=min(MAX_WAIT_S, float(fields.integer("wait_s", 0, low=0))),
             version=fields.string("version", ""),
             leaving=fields.boolean("leaving", False),
+            standing=_standing(fields.string("standing", "")),
             epoch=fields.string("epoch", ""),
             jobs=tuple(Held.parse(value) for value in fields.list("jobs")),
         )
+
+
+def _standing(word: str) -> str:
+    if word and word not in STANDINGS:
+        raise InvalidRequest(f"standing {word!r} is not known", hint=f"nothing, or one of: {', '.join(STANDINGS)}")
+    return word

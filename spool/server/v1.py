@@ -16,7 +16,7 @@ from spool import jsonio
 from spool.config import LiveConfig
 from spool.drops import check_against, first_state, freeze_inputs
 from spool.errors import Conflict, InvalidRecord, InvalidRequest, NoSpace, NotFound, StaleRun, UnknownRun
-from spool.files import open_beneath, remove_tree
+from spool.files import open_beneath, remove_tree, replace_file
 from spool.incoming import Digests, Incoming
 from spool.names import check_name, is_id, new_id
 from spool.paths import JobPaths
@@ -27,6 +27,8 @@ from spool.room import why_no_room
 from spool.server import files
 from spool.server.auth import Asker, Auth
 from spool.server.sync import Sync
+from spool.signatures import LIMIT_BYTES
+from spool.signed import check_handed_in, signed_by
 from spool.states import State
 from spool.store import Store, check_run
 
@@ -74,6 +76,8 @@ class V1:
         yield "POST", f"{job}/requeue", self.requeue
         yield "POST", f"{job}/finish", self.finish
         yield "GET", f"{job}/files/job.json", self.get_job
+        yield "GET", f"{job}/files/job.json.sig", self.get_signature
+        yield "POST", f"{job}/files/job.json.sig", self.put_signature
         yield "GET", f"{job}/in.tar", self.get_tar
         yield "POST", f"{job}/files/out.tar", self.put_tar
         yield "GET", f"{job}/files/in/<name:path>", self.get_input
@@ -176,6 +180,23 @@ class V1:
         entry = FileEntry("job.json", len(data), hashlib.sha256(data).hexdigest())  # so that nobody takes a proxy's page for it
         return files.download(request.environ, self._store.paths.job(state.id), "", "job.json", entry)
 
+    def get_signature(self, job_id: str) -> HTTPResponse:
+        """GET job.json.sig, its exact bytes; `NotFound` where the job is not signed."""
+        _, state = self._seen(job_id)
+        return files.download(request.environ, self._store.paths.job(state.id), "", "job.json.sig", None)
+
+    def put_signature(self, job_id: str) -> HTTPResponse:
+        """POST job.json.sig: sign a new job; what stands there is replaced. Safe to repeat."""
+        self._submitting(job_id)
+        data = files.read_body(request.environ, LIMIT_BYTES)
+        self._need_space(len(data))
+        with self._store.locked(job_id) as state:
+            if state.state != State.NEW:
+                raise Conflict(f"job {job_id} is {state.state} and is not signed any more", hint="submit another job")
+            check_handed_in(data, self._store.job(job_id), job_id, state.user)
+            replace_file(self._store.paths.job(job_id).signature, data)
+        return answer(summary(state))
+
     def get_input(self, job_id: str, name: str) -> HTTPResponse:
         """GET or HEAD one input."""
         _, state = self._seen(job_id)
@@ -201,7 +222,7 @@ class V1:
         data = files.read_body(request.environ, JOB_LIMIT_BYTES)
         job = Job.parse(data)
         asker.need_site(job.site)
-        check_against(job, asker.user, self._config.get(), self._store.clock)
+        check_against(job, asker.user, self._config.get(), self._store)
         self._need_space(len(data))
         job_id = job.id or new_id()
         state = first_state(job, job_id, asker.user, (), state=State.NEW, by=asker.user)
@@ -245,7 +266,7 @@ class V1:
         if state.state != State.NEW:
             return answer(summary(state))
         job = self._store.job(job_id)
-        check_against(job, state.user, self._config.get(), self._store.clock)
+        check_against(job, state.user, self._config.get(), self._store)
         paths = self._store.paths.job(job_id)
         with self._store.locked(job_id) as state:
             if state.state == State.NEW:
@@ -288,6 +309,7 @@ class V1:
                 "job": jsonio.loads(self._store.job_bytes(job_id), "job.json"),
                 "result": jsonio.loads(result.encode(), "result.json") if result else None,
                 "history": [entry.encode() for entry in self._store.history(state)],
+                "signed_by": signed_by(self._store.paths.job(job_id)),
             }
         )
 

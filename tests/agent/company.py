@@ -31,6 +31,7 @@ class Company:
         self.commands: dict[str, Section] = dict(COMMANDS)
         self.options: dict[str, Any] = {"poll_s": "0.3", "wait_s": 5, "cancel_grace_s": 1}
         self.release: Section = {"allow": "**", "logs": "return"}
+        self.signatures: Section = {}
         self.agent: Process | None = None
 
     @property
@@ -47,8 +48,9 @@ class Company:
 
     def start(self, *args: str, url: str | None = None, env: Mapping[str, str] | None = None, **options: Any) -> Process:
         self.agent = self.rig.start_agent(
-            SITE, self.commands, *args, release=self.release, url=url, env=env, **{**self.options, **options}
-        )
+            SITE, self.commands, *args, release=self.release, signatures=self.signatures, url=url, env=env,
+            **{**self.options, **options},
+        )  # fmt: skip
         return self.agent
 
     def once(self, *, deadline_s: float = 30, **options: Any) -> int:

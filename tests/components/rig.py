@@ -89,6 +89,7 @@ class Rig:
         url: str | None = None,
         token: str | None = None,
         release: Section | None = None,
+        signatures: Section | None = None,
         env: Mapping[str, str] | None = None,
         **options: Value,
     ) -> Process:
@@ -113,6 +114,7 @@ class Rig:
             **options,
         }
         sections: dict[str, Section] = {"agent": agent, "release": release or {"allow": "*", "logs": "return"}}
+        sections.update({"signatures": signatures} if signatures else {})
         sections.update({f"command {name}": section for name, section in commands.items()})
         write_ini(folder / "agent.ini", sections)
         return self._run_program("spool_agent.py", ["--config", "agent.ini", *args], folder, folder / "log", env)

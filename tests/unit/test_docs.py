@@ -143,9 +143,11 @@ SECTIONS = [
     ("docs/operations.md", "spool.ini [site NAME]", spool_config.SITE),
     ("docs/agent.md", "agent.ini [agent]", agent_config.AGENT),
     ("docs/agent.md", "agent.ini [release]", agent_config.RELEASE),
+    ("docs/agent.md", "agent.ini [signatures]", agent_config.SIGNATURES),
     ("docs/agent.md", "agent.ini [command NAME]", agent_config.COMMAND),
     ("docs/agent.ja.md", "agent.ini [agent]", agent_config.AGENT),
     ("docs/agent.ja.md", "agent.ini [release]", agent_config.RELEASE),
+    ("docs/agent.ja.md", "agent.ini [signatures]", agent_config.SIGNATURES),
     ("docs/agent.ja.md", "agent.ini [command NAME]", agent_config.COMMAND),
 ]
 
@@ -395,7 +397,7 @@ def _names(rows: list[Row]) -> list[str]:
 
 
 def test_names_of_a_spool() -> None:
-    files = {"spool.json", "spool.ini", "tokens.json", "users.json"}
+    files = {"spool.json", "spool.ini", "tokens.json", "users.json", "controls.json"}
     assert set(_names(table("docs/format.md", "Layout"))) == files | {f"{name}/" for name in SpoolPaths.FOLDERS}
     paths = SpoolPaths(Path("/s"))
     known = {str(path.relative_to("/s")) for path in vars(paths).values()} - {"."}
