@@ -4,6 +4,7 @@
     spool_agent.py SITE URL TOKEN|@FILE|login [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
     spool_agent.py --config etc/agent.ini [--once]
     spool_agent.py init | check [--config etc/agent.ini]
+    spool_agent.py held | show ID | release ID | refuse ID [--config etc/agent.ini]
 
 The loop, in order: sync (say what is here, be told what is wanted), and for each job fetch, run, return; those three are in
 `spool.agent.carrier`. Every step is in the job's folder before it is taken, so a restart carries on where it was.
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from spool import __version__, log
-from spool.agent import arguments, setup
+from spool.agent import arguments, setup, shelf
 from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         log.setup(config.agent["log"], debug=args.debug)
         base = Base(config.base)
         base.open()
+        shelf.ready(config)
         with base.lock():
             return _work(config, args, base, base.identity())
     except Busy:

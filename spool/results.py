@@ -220,7 +220,8 @@ def _move_in(store: Store, state: JobState, paths: JobPaths, incoming: Incoming,
         incoming.move_folder(name, target)
     fsync_dir(paths.folder)
     replace_file(paths.result, result.encode())
-    if state.state in (State.RUNNING, State.HELD):
+    refused = state.state == State.HELD and target_state != State.COMPLETED and not result.files
+    if state.state in (State.RUNNING, State.HELD) and not refused:
         state = store.write(state, State.RETURNING, by=by, why="finished", exit_code=result.exit_code)
     return store.end(
         state, target_state, by=by, reason="" if target_state == State.CANCELED else result.reason, message=result.message,

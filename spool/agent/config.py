@@ -16,9 +16,16 @@ from urllib.parse import urlsplit
 
 from spool import options as o
 from spool.addresses import is_loopback
+from spool.agent.conditions import Hold, hold
 from spool.errors import ConfigError, SpoolError
 from spool.names import check_env_name, check_site, check_user
 from spool.options import Option, Section
+
+
+def paths(value: str) -> tuple[Path, ...]:
+    """Paths, split at blanks and newlines."""
+    return tuple(map(o.path, value.split()))
+
 
 AGENT = Section(
     "agent",
@@ -51,7 +58,12 @@ RELEASE = Section(
         Option("logs", o.choice("withhold", "return"), "withhold", "stdout and stderr: stay at the site, or are returned"),
         Option("max_bytes", o.size, None, "most bytes that one job may return; more: the job's results are refused", "10G"),
         Option("max_files", o.integer(1, 10**7), None, "most files that one job may return", "1000"),
-        Option("hold", o.choice("never"), "never", "never: results leave without a person's release"),
+        Option("hold", hold, Hold(), "never | always | when: COND…: results wait at the site for a person's release", "always"),
+        Option("reviewers", o.words, (), "users of this host who may decide; none: the agent's own account", "sato suzuki"),
+        Option("reviewers_group", o.text, "", "group of this host that may read what is held; needed with reviewers", "release"),
+        Option("persons", o.integer(1, 2), 1, "persons who must say release; one who refuses is enough"),
+        Option("not_submitter", o.boolean, False, "the job's user is none of those who decide on it"),
+        Option("warn_table", paths, (), "files with a confidential table: reviewers are told of an output with a line of it"),
     ),
     meaning="what may leave the site",
 )
@@ -66,6 +78,8 @@ COMMAND = Section(
         Option("env_allow", o.words, (), "names of a job's env that are passed on", "OMP_NUM_THREADS"),
         Option("wall_time_s", o.integer(1, 10**8), None, "seconds after which the command is stopped; a job may ask for less"),
         Option("executor", o.choice("local"), "local", "local: on this host"),
+        Option("wrapper", o.argv, (), "what argv is run through, such as bwrap with its options: a wall around the command"),
+        Option("run_as", o.text, "", "another user of this host as whom it runs: a wall around the command", "mint-job"),
     ),
     titled=True,
     free="env.",
@@ -88,6 +102,8 @@ class Command:
     env_allow: tuple[str, ...]
     wall_time_s: int | None
     executor: str
+    wrapper: tuple[str, ...]
+    run_as: str
     env: Mapping[str, str]
 
 
@@ -151,8 +167,27 @@ def read_config(path: Path) -> AgentConfig:
         if agent[name] is not None:
             agent[name] = path.parent / agent[name]
     commands = {name: _command(name, dict(values), path) for name, values in ini.titled("command").items()}
+    release["warn_table"] = tuple(path.parent / table for table in release["warn_table"])
+    _check_hold(release, commands, str(path))
     poll_s_given = any(name.lower() == "poll_s" for name in raw.get("agent", {}))
     return AgentConfig(agent, release, commands, path, poll_s_given=poll_s_given)
+
+
+def walled(command: Command) -> bool:
+    """True where the command is kept apart from the agent, so that it cannot rewrite what the agent has written."""
+    return bool(command.wrapper or command.run_as)
+
+
+def _check_hold(release: Mapping[str, Any], commands: Mapping[str, Command], where: str) -> None:
+    if not release["hold"]:
+        return
+    if open_ones := [name for name, command in commands.items() if not walled(command)]:
+        raise ConfigError(f"{where}: [release] hold needs a wall around every command, which {', '.join(open_ones)} has not",
+                          hint="set run_as or wrapper there: without it the command could release its own results")  # fmt: skip
+    if release["persons"] > max(1, len(set(release["reviewers"]))):
+        raise ConfigError(f"{where}: [release] persons = {release['persons']} needs as many reviewers", hint="list them")
+    if release["reviewers"] and not release["reviewers_group"]:
+        raise ConfigError(f"{where}: [release] reviewers need reviewers_group to read what is held", hint="groupadd, and name it")
 
 
 def _command(name: str, values: dict[str, Any], path: Path) -> Command:

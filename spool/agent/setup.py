@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from spool.agent import sample
+from spool.agent import sample, shelf
 from spool.agent.arguments import Arguments, configure, verify
 from spool.agent.config import AgentConfig, candidates
 from spool.agent.folder import Base
@@ -54,6 +54,7 @@ def _findings(config: AgentConfig, args: Arguments) -> Iterator[tuple[str, str]]
         found = shutil.which(command.argv[0], path="/usr/local/bin:/usr/bin:/bin")
         yield f"command {command.name}: {command.argv[0]}", "" if found else "is not there or not executable: correct argv"
     yield "release", "" if config.release["allow"] else "allows no output to leave: set [release] allow"
+    yield f"release by a person: hold = {config.release['hold']}", ""
     yield from _base_findings(config)
     yield f"server {config.agent['url']}, token and site", _ask(config, args)
 
@@ -62,6 +63,7 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
     base = Base(config.base)
     try:
         base.open()
+        shelf.ready(config)
         install(base.control)
     except (SpoolError, OSError) as exc:
         yield f"base {config.base}", str(exc)

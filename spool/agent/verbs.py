@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable
 
+from spool.agent import reviewing
+
 Verb = Callable[[list[str], Path], int]
 """Gets the words behind the verb and the program's path; returns the exit code, raises the family's errors."""
 
-VERBS: dict[str, Verb] = {}
+VERBS: dict[str, Verb] = {
+    "held": reviewing.held,
+    "show": reviewing.show,
+    "release": reviewing.release,
+    "refuse": reviewing.refuse,
+}
