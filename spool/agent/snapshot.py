@@ -58,8 +58,9 @@ class Snapshot:
             self.open(name).close()
 
     def _fd(self, name: str) -> int:
-        try:
-            return open_beneath(self._folder, name, os.O_RDONLY)
+        top, _, rest = name.partition("/")
+        try:  # a reviewer may go through the job's folder, but not list it
+            return open_beneath(self._folder / top, rest, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError, PermissionError, InvalidName) as exc:
             raise _changed(name, f"cannot be opened: {exc}") from exc
 
@@ -162,7 +163,7 @@ def freeze(paths: JobPaths, entries: Iterable[FileEntry], gid: int | None) -> No
     """
     _give(paths.folder, gid, None, 0o010)
     if paths.log.is_dir() and not paths.log.is_symlink():
-        _give(paths.log, gid, None, 0o010)
+        _give(paths.log, gid, None, 0o050)
     for folder, _, _ in os.walk(paths.out):
         _give(Path(folder), gid, 0o700, 0o050)
     for entry in entries:
