@@ -58,7 +58,7 @@ RELEASE = Section(
         Option("logs", o.choice("withhold", "return"), "withhold", "stdout and stderr: stay at the site, or are returned"),
         Option("max_bytes", o.size, None, "most bytes that one job may return; more: the job's results are refused", "10G"),
         Option("max_files", o.integer(1, 10**7), None, "most files that one job may return", "1000"),
-        Option("hold", hold, Hold(), "never | always | when: COND…: results wait at the site for a person's release", "always"),
+        Option("hold", hold, Hold(), "never, always, or when: COND…: results wait at the site for a person's release", "always"),
         Option("reviewers", o.words, (), "users of this host who may decide; none: the agent's own account", "sato suzuki"),
         Option("reviewers_group", o.text, "", "group of this host that may read what is held; needed with reviewers", "release"),
         Option("persons", o.integer(1, 2), 1, "persons who must say release; one who refuses is enough"),
