@@ -32,7 +32,7 @@ SEQUENCES, RACES, PARTS = (10_000, 1_000, 4) if ALL else (600, 60, 4)
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     need_root()  # decisions of several users
-    monkeypatch.setattr(snapshot, "PIECE_BYTES", 64)
+    monkeypatch.setattr(snapshot, "PIECE_BYTES", 1 << 10)
     monkeypatch.setattr(holding, "LOOK_S", 0.002)
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # no power cut here, and ten thousand sequences
     made = Receiver()
@@ -301,6 +301,33 @@ def shown(site: Site) -> str:
         lying = desk.shelf.find(site.job_id)
         desk.snapshot(lying, desk.manifest(lying)).check()
     return out.getvalue()
+
+
+@pytest.mark.parametrize("where", [330_000, 500_000])
+def test_a_change_between_two_requests_never_leaves(tmp_path: Path, receiver: Receiver, where: int) -> None:
+    """The file was whole when its first chunk left; what is changed then does not follow."""
+    site = Site(tmp_path / "site", receiver, where)
+    while not (large := [name for name, data in site.laid_out.items() if len(data) > 1 << 17]):
+        site.new_run()
+    target = site.folder / large[0]
+
+    def change() -> None:
+        receiver.on_chunk = lambda: None
+        with open(target, "r+b") as file:  # the open file itself, not another of that name
+            file.seek(where)
+            file.write(site.content(5_000))
+
+    receiver.on_chunk = lambda: change() if b"/out/%s" % target.name.encode() in receiver.wire else None
+    site.let_go()
+    site.say(RELEASE, REVIEWERS[0])
+    site.start()
+    carrier = site.carrier
+    assert carrier is not None
+    carrier.join(60)
+    assert site.unreleased() == set()
+    assert (site.state(), receiver.ends[-1]["reason"]) == ("failed", "refused_by_site")
+    assert receiver.chunks
+    site.leave()
 
 
 @pytest.mark.slow
