@@ -172,8 +172,8 @@ class Site:
         for _ in range(self.random.randint(1, 6)):  # with more than four small ones a tar is sent
             (self.folder / "work" / self.token().decode()).write_bytes(self.content(self.random.choice((1, 40, 200, 900))))
         (self.folder / "log" / "stdout.txt").write_bytes(self.content(60))
-        if self.random.random() < 0.1:  # one that goes in several requests, and can change between them
-            (self.folder / "work" / self.token().decode()).write_bytes((self.token() + b"\n") * 30_000)
+        if self.random.random() < 0.1:  # one that goes in several requests
+            (self.folder / "work" / self.token().decode()).write_bytes((self.token() + b"\n") * 60_000)  # too large for a tar
         carrier = self._carrier()
         carrier._measure(RunStatus("exited", exit_code=0, started_at=1, finished_at=2))
         self.manifest = (self.folder / "result.json").read_bytes()
