@@ -6,6 +6,7 @@
     spool_agent.py init | check [--config etc/agent.ini]
     spool_agent.py login [--config etc/agent.ini] [--user NAME] [--password @FILE|-]
     spool_agent.py gate [--config etc/agent.ini]      the forced command at a guarded SSH site
+    spool_agent.py held | show ID | release ID | refuse ID [--config etc/agent.ini]
 
 The loop, in order: sync (say what is here, be told what is wanted), and for each job fetch, run, return; those three are in
 `spool.agent.carrier`. Every step is in the job's folder before it is taken, so a restart carries on where it was.
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 from spool import __version__, log
-from spool.agent import arguments, setup
+from spool.agent import arguments, setup, shelf
 from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         log.setup(config.agent["log"], debug=args.debug)
         base = Base(config.base)
         base.open()
+        shelf.ready(config)
         with base.lock():
             return _work(config, args, base, base.identity())
     except Busy:

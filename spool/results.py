@@ -215,12 +215,13 @@ def _move_in(store: Store, state: JobState, paths: JobPaths, incoming: Incoming,
     target_state = final_state(result)
     if state.state == State.CLAIMED and target_state == State.COMPLETED:
         raise Conflict(f"job {state.id} was never started", hint="ask for the start first")
+    refused = state.state == State.HELD and target_state != State.COMPLETED and not result.files
     _set_unlisted_aside(incoming, result)
     for name, target in (("out", paths.out), ("log", paths.log)):
         incoming.move_folder(name, target)
     fsync_dir(paths.folder)
     replace_file(paths.result, result.encode())
-    if state.state in (State.RUNNING, State.HELD):
+    if state.state in (State.RUNNING, State.HELD) and not refused:
         state = store.write(state, State.RETURNING, by=by, why="finished", exit_code=result.exit_code)
     return store.end(
         state, target_state, by=by, reason="" if target_state == State.CANCELED else result.reason, message=result.message,

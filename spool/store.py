@@ -267,8 +267,16 @@ class Store(Jobs):
                 return state
             raise Conflict(f"job {job_id} is {state.state} and cannot be started", hint="forget this run")
 
+    def hold(self, job_id: str, run_id: str, *, by: str) -> JobState:
+        """running -> held: the command has ended, its results wait at the site for a person. Safe to repeat."""
+        with self.locked(job_id) as state:
+            check_run(state, run_id)
+            if state.state == State.RUNNING:
+                return self.write(state, State.HELD, by=by, why="finished; waits for a person's release at the site")
+            return state
+
     def returning(self, job_id: str, run_id: str, *, by: str, exit_code: int | None = None) -> JobState:
-        """running -> returning: the command has ended, its results follow. Safe to repeat."""
+        """running or held -> returning: the command has ended, its results follow. Safe to repeat."""
         with self.locked(job_id) as state:
             check_run(state, run_id)
             if state.state in (State.RUNNING, State.HELD):

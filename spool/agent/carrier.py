@@ -6,7 +6,6 @@ written here; only then is the runner told to start, and the runner's own latch 
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
 from dataclasses import replace
@@ -14,8 +13,11 @@ from dataclasses import replace
 from spool import log
 from spool.agent import pins, policy, prerun, release, signed, transfer
 from spool.agent.client import retry_delay_s
+from spool.agent.held import ChangedAfterSnapshot
+from spool.agent.holding import Holder
+from spool.agent.snapshot import own_logs
 from spool.agent.troubles import Left, said
-from spool.agent.watching import MOST_TRIES, Watcher
+from spool.agent.watching import MOST_TRIES
 from spool.errors import (
     Conflict,
     DigestMismatch,
@@ -28,16 +30,15 @@ from spool.errors import (
     UnknownRun,
     Unreachable,
 )
-from spool.files import replace_file
 from spool.records import CANCELED, Result
-from spool.results import Outputs, final_state, judge, no_run
+from spool.results import Outputs, judge, no_run
 from spool.runner import RunStatus
 from spool.states import Reason, State
 
 SEND_TRIES = 4
 
 
-class Carrier(Watcher):
+class Carrier(Holder):
     """Carries one job from its claim to its end."""
 
     def _run(self) -> None:
@@ -87,10 +88,15 @@ class Carrier(Watcher):
             self._again("start", lambda: self.local.advance(State.RUNNING, "may start"))
         if self.local.state.state == State.RUNNING and not self._run_to_its_end():
             return
+        if self.local.state.state == State.HELD and not self._again("hold", self._released):
+            return
         try:
             self._again("return", self._return)
         except TransferFailed as exc:
             self._end_without_results(Reason.TRANSFER, exc)
+        except ChangedAfterSnapshot as exc:
+            if not self._ended_changed(exc):
+                self._end_without_results(Reason.TRANSFER, exc)
 
     def _run_to_its_end(self) -> bool:
         """Run and measure; False where the job had to be ended in another way, and has been told of."""
@@ -107,7 +113,9 @@ class Carrier(Watcher):
         except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
             # The command, which can write to its folder, has made it unusable; it must not keep the slot for ever.
             self._stop_command()
-            why = f"what the command left cannot be used, and it was stopped where it still ran: {said(exc)}"
+            told = "see the site's log" if self._config.release["hold"] else said(exc)  # it may name files
+            log.error("not_measured", job=self.local.state.id, why=said(exc), hint="look at the folder")
+            why = f"what the command left cannot be used, and it was stopped where it still ran: {told}"
             self._end_without_results(Reason.LOST, SpoolError(why, hint="look at the folder at the site"))
         return False
 
@@ -148,13 +156,15 @@ class Carrier(Watcher):
         local, job = self.local, self._job()
         outputs = Outputs()
         try:
+            if self._config.release["hold"]:
+                own_logs(local.paths, release.LOG_NAMES)
             outputs = release.collect(self._config, job, local.paths)
             limit_s = policy.limit_s(self._config, job)
             result = judge(job, local.state, status, outputs, release.logs(self._config, local.paths), wall_time_s=limit_s)
         except Refused as exc:
             result = replace(judge(job, local.state, status, outputs), reason=Reason.REFUSED_BY_SITE.value, message=exc.message)
-        replace_file(local.paths.result, result.encode(), mode=0o600)
-        local.advance(State.RETURNING, "measured", exit_code=result.exit_code)
+        if not self._lay_out(result):
+            local.advance(State.RETURNING, "measured", exit_code=result.exit_code)
         self._sync_soon()
 
     def _return(self) -> None:
@@ -181,24 +191,14 @@ class Carrier(Watcher):
         self._close(State(ended) if ended in State.__members__.values() else State.COMPLETED, "delivered")
 
     def _send(self, result: Result) -> None:
+        if not result.files:
+            return
         try:
             self._sender().send(result.files)
         except Conflict:  # it has ended at MInt already: `finish` tells whether by this very result, its answer lost
             log.info("takes_no_more", job=result.id, run=result.run_id)
 
-    def _tell_late(self) -> None:
-        """Have MInt keep the record of a measured result that it does not take, where it can be read."""
-        with contextlib.suppress(SpoolError, OSError, Left):
-            if (result := self.local.result()) is not None:
-                self._client.finish(result)
-
     def _end_without_results(self, reason: str, why: SpoolError) -> None:
         log.warning("no_results", job=self.local.state.id, reason=reason, why=why.message)
         result = no_run(self.local.state, str(reason), why.message)
         self._again("report", lambda: self._close_unrun(result))
-
-    def _close_unrun(self, result: Result) -> None:
-        with contextlib.suppress(OSError):  # a folder that the command has spoiled keeps nobody
-            replace_file(self.local.paths.result, result.encode(), mode=0o600)  # to be told again after a restore at MInt
-        self._client.finish(result)
-        self._close(final_state(result), result.message)

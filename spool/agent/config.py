@@ -16,11 +16,18 @@ from urllib.parse import urlsplit
 
 from spool import options as o
 from spool.addresses import is_loopback
+from spool.agent.conditions import Hold, hold
 from spool.agent.params import Param, declare
 from spool.errors import ConfigError, SpoolError
 from spool.names import check_env_name, check_site, check_user
 from spool.options import Option, Section
 from spool.tls import read_pins
+
+
+def paths(value: str) -> tuple[Path, ...]:
+    """Paths, split at blanks and newlines."""
+    return tuple(map(o.path, value.split()))
+
 
 AGENT = Section(
     "agent",
@@ -57,7 +64,12 @@ RELEASE = Section(
         Option("logs", o.choice("withhold", "return"), "withhold", "stdout and stderr: stay at the site, or are returned"),
         Option("max_bytes", o.size, None, "most bytes that one job may return; more: the job's results are refused", "10G"),
         Option("max_files", o.integer(1, 10**7), None, "most files that one job may return", "1000"),
-        Option("hold", o.choice("never"), "never", "never: results leave without a person's release"),
+        Option("hold", hold, Hold(), "never, always, or when: COND…: results wait at the site for a person's release", "always"),
+        Option("reviewers", o.words, (), "users of this host who may decide; none: the agent's own account", "sato suzuki"),
+        Option("reviewers_group", o.text, "", "group of this host that may read what is held; needed with reviewers", "release"),
+        Option("persons", o.integer(1, 2), 1, "persons who must say release; one who refuses is enough"),
+        Option("not_submitter", o.boolean, False, "the job's user is none of those who decide on it"),
+        Option("warn_table", paths, (), "files with a confidential table: reviewers are told of an output with a line of it"),
     ),
     meaning="what may leave the site",
 )
@@ -203,6 +215,8 @@ def read_config(path: Path) -> AgentConfig:
         raise ConfigError(f"{path}: [agent] pin_only without pin_sha256: no server could be told from another", hint="set both")
     signatures = _signatures(dict(ini.one("signatures")), path)
     commands = {name: _command(name, dict(values), path) for name, values in ini.titled("command").items()}
+    release["warn_table"] = tuple(path.parent / table for table in release["warn_table"])
+    _check_hold(release, commands, str(path))
     poll_s_given = any(name.lower() == "poll_s" for name in raw.get("agent", {}))
     return AgentConfig(agent, release, commands, path, poll_s_given=poll_s_given, signatures=signatures)
 
@@ -214,6 +228,18 @@ def _signatures(values: dict[str, Any], path: Path) -> dict[str, Any]:
     if values["required"] and values["allowed_signers"] is None:
         raise ConfigError(f"{path}: [signatures] required needs allowed_signers", hint="list whom this site trusts")
     return values
+
+
+def _check_hold(release: Mapping[str, Any], commands: Mapping[str, Command], where: str) -> None:
+    if not release["hold"]:
+        return
+    if open_ones := [name for name, command in commands.items() if not walled(command)]:
+        raise ConfigError(f"{where}: [release] hold needs a wall around every command, which {', '.join(open_ones)} has not",
+                          hint="set run_as or wrapper there: without it the command could release its own results")  # fmt: skip
+    if release["persons"] > max(1, len(set(release["reviewers"]))):
+        raise ConfigError(f"{where}: [release] persons = {release['persons']} needs as many reviewers", hint="list them")
+    if release["reviewers"] and not release["reviewers_group"]:
+        raise ConfigError(f"{where}: [release] reviewers need reviewers_group to read what is held", hint="groupadd, and name it")
 
 
 def _command(name: str, values: dict[str, Any], path: Path) -> Command:

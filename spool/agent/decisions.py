@@ -131,6 +131,7 @@ class Decisions:
             if os.path.lexists(path):
                 raise Conflict(f"{person} has decided on run {run_id} already", hint="a decision is not taken back")
             write_new(temp, made.encode(), mode=0o644)
+            os.chmod(temp, 0o644)  # whatever the umask: the agent is to read it, and the folder lets nobody else in
             os.rename(temp, path)
             with contextlib.suppress(PermissionError):  # reviewers may write into the folder, not list it
                 fsync_dir(self.folder)
@@ -138,10 +139,13 @@ class Decisions:
             raise NotAllowed(f"{person} may not decide here", hint="see [release] reviewers_group in agent.ini") from exc
         return made
 
-    def of(self, job_id: str, run_id: str, manifest: str) -> Iterator[Decision]:
-        """Yield what was said of exactly these results; whatever else lies here is logged and counts for nothing."""
+    def of(self, job_id: str, run_id: str, manifest: str, uids: Collection[int] = ()) -> Iterator[Decision]:
+        """Yield what was said of exactly these results; whatever else lies here is logged and counts for nothing.
+
+        Only the agent may list the folder; with `uids` their files alone are looked for.
+        """
         try:
-            names = sorted(os.listdir(self.folder))
+            names = [f"{job_id}.{run_id}.{uid}.json" for uid in uids] or sorted(os.listdir(self.folder))
         except FileNotFoundError:
             return
         for name in names:
@@ -153,6 +157,8 @@ class Decisions:
                 if (decision.id, decision.run_id, decision.manifest) != (job_id, run_id, manifest):
                     raise InvalidRecord("it is about other results", hint="show them, and decide again")
                 yield decision
+            except FileNotFoundError:
+                continue
             except (SpoolError, OSError) as exc:
                 log.warning("decision_does_not_count", job=job_id, run=run_id, file=name, why=exc)
 

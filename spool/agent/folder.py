@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spool import jsonio, log
+from spool.agent.held import tellable
 from spool.attempts import set_attempt_aside
 from spool.errors import ConfigError, InvalidRecord, SpoolError
 from spool.fields import Fields
@@ -128,11 +129,12 @@ class LocalJob:
         return Job.parse(read_record(self.paths.job, JOB_LIMIT_BYTES))
 
     def result(self) -> Result | None:
-        """Return the result that was measured, or None before that."""
+        """Return what may be told of the result that was measured, or None before that: see `spool.agent.held.tellable`."""
         try:
-            return Result.parse(read_record(self.paths.result, jsonio.MAX_BYTES))
+            data = read_record(self.paths.result, jsonio.MAX_BYTES)
         except FileNotFoundError:
             return None
+        return tellable(data, self.state)
 
     def begin(self, state: JobState) -> None:
         """Take a job up: `state` is MInt's record, its `extra` this agent's own. An earlier run's leavings are moved to
@@ -169,6 +171,10 @@ class LocalJob:
     def note(self, **more: Any) -> None:
         """Add to what this site itself keeps of the job. Safe to repeat."""
         self._write(replace(self.state, extra={**self.state.extra, **more}))
+
+    def note_all(self, extra: Mapping[str, Any]) -> None:
+        """Replace what this agent notes of the job beside its record, durably. Safe to repeat."""
+        self._write(replace(self.state, extra=extra))
 
     def advance(self, target: State, why: str, **changes: Any) -> None:
         """Go to `target`, durably. Nothing where the job is there already."""

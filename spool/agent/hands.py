@@ -35,6 +35,7 @@ class Hands:
         self.kept = False
         self.left = False
         self.waits_for_command = threading.Event()
+        self.waits_for_person = threading.Event()
         self._client = client
         self._config = config
         self._runner = runner
@@ -86,6 +87,11 @@ class Hands:
     def idle(self) -> bool:
         """True where the thread has ended, the job delivered or left."""
         return not self._thread.is_alive()
+
+    @property
+    def rests(self) -> bool:
+        """True where nothing can be done but by a person who releases the results: it takes no slot."""
+        return self.waits_for_person.is_set()
 
     def _run(self) -> None:
         """The thread's work."""

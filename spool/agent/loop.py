@@ -96,14 +96,16 @@ class Agent:
         """Return how many jobs are in hand; the ended ones are dropped on the way."""
         with self._lock:
             self._carriers = {key: item for key, item in self._carriers.items() if not (item.idle and item.done)}
-            return sum(not item.kept for item in self._carriers.values())  # what MInt has forgotten takes no slot
+            # What MInt has forgotten takes no slot, nor what waits for a person.
+            return sum(not item.kept and not item.rests for item in self._carriers.values())
 
     def waiting_for_commands_only(self) -> bool:
         """True where every job in hand waits for its command, or its thread has ended."""
         with self._lock:
             carriers = tuple(self._carriers.values())
         return all(
-            item.idle or (item.waits_for_command.is_set() and item.local.state.state == State.RUNNING) for item in carriers
+            item.idle or item.rests or (item.waits_for_command.is_set() and item.local.state.state == State.RUNNING)
+            for item in carriers
         )
 
     def _carry(self, local: LocalJob) -> Carrier:

@@ -93,7 +93,7 @@ class PublishedClient:
         want = "return"
         if job["state"] == State.CLAIMED:
             want = self._permit(way) if job["ready"] else "forget" if way.steps.gone else "fetch"
-        elif job["state"] == State.RUNNING:
+        elif job["state"] in (State.RUNNING, State.HELD):  # held: there it has simply not ended yet
             want = "run" if way.still_there() else "forget"
         return {"id": job["id"], "run_id": job["run_id"], "want": want}
 

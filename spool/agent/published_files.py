@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable
 
 from spool import jsonio
-from spool.errors import InvalidName, InvalidRecord, Refused
+from spool.agent.snapshot import Snapshot
+from spool.errors import InvalidRecord, Refused
 from spool.fields import Fields
-from spool.files import fsync_dir, open_beneath, read_record, remove_tree, sync_tree, write_new
+from spool.files import fsync_dir, read_record, remove_tree, sync_tree, write_new
 from spool.names import why_not_carried
 from spool.paths import JobPaths
 from spool.patterns import escape
@@ -159,12 +160,14 @@ def _why_not(name: str, result: Result) -> str:
 
 
 def _content(paths: JobPaths, entry: FileEntry) -> dict[str, Any]:
-    def opened() -> BinaryIO:
-        return os.fdopen(open_beneath(paths.folder, entry.path, os.O_RDONLY), "rb")
+    """Return the entry of a file whose bytes are compared with the manifest as they are sent (`ChangedAfterSnapshot`)."""
+    snapshot = Snapshot(paths.folder, (entry,), exact=False)
 
-    try:
-        with opened() as file:
-            kind, charset = media_type(file)
-    except (FileNotFoundError, InvalidName) as exc:  # the command, which can write to its folder, took it away
-        return absent(f"gone before it was returned: {exc}")
+    def opened() -> BinaryIO:
+        return snapshot.open(entry.path)
+
+    if not os.path.lexists(paths.folder / entry.path):  # the command, which can write to its folder, took it away
+        return absent("gone before it was returned")
+    with opened() as file:
+        kind, charset = media_type(file)
     return {"content": Source(opened, entry.size), "mimetype1": kind, "mimetype2": charset}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from spool.agent import checking, sample
+from spool.agent import checking, sample, shelf
 from spool.agent.arguments import Arguments, configure, tls
 from spool.agent.checking import WARNING
 from spool.agent.config import AgentConfig, candidates
@@ -52,6 +52,7 @@ def _findings(config: AgentConfig, args: Arguments) -> Iterator[tuple[str, str]]
     yield f"configuration {config.source}", "" if config.commands else "allows no command: add a [command NAME]"
     yield from checking.commands(config)
     yield "release", "" if config.release["allow"] else "allows no output to leave: set [release] allow"
+    yield f"release by a person: hold = {config.release['hold']}", ""
     yield from _base_findings(config)
     yield f"server {config.agent['url']}, token and site", _ask(config, args)
 
@@ -60,6 +61,7 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
     base = Base(config.base)
     try:
         base.open()
+        shelf.ready(config)
         install(base.control)
     except (SpoolError, OSError) as exc:
         yield f"base {config.base}", str(exc)

@@ -11,7 +11,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Callable
 
 from spool import log
 from spool.agent.protocol import JobClient
@@ -146,14 +146,21 @@ def _place(target: Path, part: Path, name: str, entry: FileEntry) -> None:
 
 
 class Sender:
-    """Sends one run's results; the chunk size shrinks where the line or a proxy does not take it."""
+    """Sends one run's results; the chunk size shrinks where the line or a proxy does not take it.
 
-    def __init__(self, client: JobClient, job_id: str, run_id: str, paths: JobPaths, chunk_bytes: int) -> None:
+    `opened` gives the open file of a name in the manifest; none: as it lies there.
+    """
+
+    def __init__(
+        self, client: JobClient, job_id: str, run_id: str, paths: JobPaths, chunk_bytes: int,
+        opened: Callable[[str], BinaryIO] | None = None,
+    ) -> None:  # fmt: skip
         self._client = client
         self._job_id = job_id
         self._run_id = run_id
         self._paths = paths
         self._chunk_bytes = chunk_bytes
+        self._opened = opened or self._open
         self._sent: set[str] = set()
 
     def forget_sent(self) -> None:
@@ -180,7 +187,7 @@ class Sender:
         offset = self._client.upload_offset(self._job_id, self._run_id, name) if size else 0
         if offset > size:
             return  # not what is announced: the server throws it away when it verifies, and asks again
-        with os.fdopen(open_beneath(self._paths.folder, name, os.O_RDONLY), "rb", buffering=0) as file:
+        with self._opened(name) as file:
             while offset < size or size == 0:
                 length = min(self._chunk_bytes, size - offset)
                 offset = self._chunk(name, file, offset, length)
@@ -200,13 +207,16 @@ class Sender:
                 return offset
             raise
 
+    def _open(self, name: str) -> BinaryIO:
+        return os.fdopen(open_beneath(self._paths.folder, name, os.O_RDONLY), "rb")
+
     def _tar(self, group: Sequence[FileEntry]) -> bytes:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as archive:
             for entry in group:
                 info = tarfile.TarInfo(entry.path[len("out/") :])
                 info.size = entry.size
-                with os.fdopen(open_beneath(self._paths.folder, entry.path, os.O_RDONLY), "rb") as file:
+                with self._opened(entry.path) as file:
                     archive.addfile(info, file)
         return buffer.getvalue()
 

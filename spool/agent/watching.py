@@ -128,8 +128,8 @@ class Watcher(Hands):
 
     def _stream_log(self) -> None:
         """Send what the log has grown by. Whatever fails here is made up for when the results are returned."""
-        if self._config.release["logs"] != "return":
-            return
+        if self._config.release["logs"] != "return" or self._config.release["hold"]:
+            return  # with hold nobody knows yet whether it may leave
         try:
             for name in release.LOG_NAMES:
                 path = self.local.paths.log / name

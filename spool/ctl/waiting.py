@@ -85,6 +85,8 @@ class Waiter:
         for entry in self._backend.changes(state, after):
             self._say(job.id, entry)
             self._poll_s = self._backend.poll_s[0]
+        if state.state == State.HELD and job.word != state.state:
+            note("hint", hint=text("next_held"))  # it may take days: whoever waits should know for whom
         job.revision, job.word = state.revision, str(state.state)
         if state.state in FINAL:
             job.code = exits.DONE if state.state == State.COMPLETED else exits.FAILED

@@ -221,7 +221,9 @@ class Sync:
             state = self._store.start(state.id, held.run_id, by=state.agent, order=order)
         if state.state == State.CLAIMED and not held.ready:
             return _told(state, "fetch")
-        if held.state == "returning" and state.state == State.RUNNING:
+        if held.state == "held":
+            state = self._store.hold(state.id, held.run_id, by=state.agent)
+        if held.state == "returning" and state.state in (State.RUNNING, State.HELD):
             state = self._store.returning(state.id, held.run_id, by=state.agent, exit_code=held.exit_code)
         if state.state == State.RETURNING:
             return _told(state, "return")

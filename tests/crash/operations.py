@@ -265,6 +265,7 @@ OPERATIONS: dict[str, Operation] = {
     "send a group": Operation(partly_sent, put_tar, HERE),
     "returning": Operation(running, on_store("returning", *CASE_RUN, by=AGENT), in_state(S.RETURNING)),
     "sync: returning": Operation(running, lambda root, case: sync(root, case, held(case, "returning")), in_state(S.RETURNING)),
+    "hold": Operation(running, on_store("hold", *CASE_RUN, by=AGENT), in_state(S.HELD)),
     "finish": Operation(sent, finish, in_state(S.COMPLETED)),
     "finish again": Operation(half_accepted, finish, in_state(S.COMPLETED)),
     "finish canceled": Operation(sent, finish_canceled, in_state(S.CANCELED), S.CANCELED),

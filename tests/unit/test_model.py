@@ -39,6 +39,7 @@ AFTER: dict[str, dict[State, State]] = {
     "enqueue": {State.NEW: State.QUEUED},
     "start": {State.CLAIMED: State.RUNNING},
     "returning": dict.fromkeys((State.RUNNING, State.HELD), State.RETURNING),
+    "hold": {State.RUNNING: State.HELD},
     "finish": dict.fromkeys((State.RUNNING, State.HELD, State.RETURNING), State.COMPLETED),
     "fail": dict.fromkeys(WITH_SITE, State.FAILED),
     "give_back": {State.CLAIMED: State.QUEUED},
@@ -94,7 +95,7 @@ class Model(RuleBasedStateMachine):
         before = self.store.state(job_id)
         runs = self.runs[job_id]
         run_id = runs[0] if late and runs else before.run_id
-        stale = name in ("start", "returning", "finish", "fail", "give_back") and (not run_id or run_id != before.run_id)
+        stale = name in ("start", "hold", "returning", "finish", "fail", "give_back") and (not run_id or run_id != before.run_id)
         killed = self._do(lambda store: self._operate(store, name, before, run_id), crash)
         expected = before.state if stale else AFTER[name].get(before.state, before.state)
         found = self.store.state(job_id)
@@ -115,6 +116,7 @@ class Model(RuleBasedStateMachine):
             "enqueue": lambda: store.enqueue(state.id, by="m"),
             "start": lambda: store.start(state.id, run_id, by="m"),
             "returning": lambda: store.returning(state.id, run_id, by="m"),
+            "hold": lambda: store.hold(state.id, run_id, by="m"),
             "finish": lambda: accept(store, replace(result_of(state), run_id=run_id or new_id()), by="m"),
             "fail": lambda: store.fail(state.id, run_id, by="m", reason="lost", message=""),
             "give_back": lambda: store.give_back(state.id, run_id, by="m", why=""),

@@ -55,6 +55,14 @@ TABLE: dict[str, dict[State, Outcome]] = {
         State.CANCELED: S,
         State.EXPIRED: S,
     },
+    "hold": {
+        **dict.fromkeys(State, SAME),
+        State.NEW: S,
+        State.QUEUED: S,
+        State.RUNNING: State.HELD,
+        State.CANCELED: S,
+        State.EXPIRED: S,
+    },
     "fail": {
         **dict.fromkeys(State, State.FAILED),
         State.NEW: S,
@@ -89,6 +97,7 @@ def operate(store: Store, operation: str, state: JobState) -> Callable[[], objec
         "enqueue": lambda: store.enqueue(state.id, by="t"),
         "start": lambda: store.start(state.id, run, by="t"),
         "returning": lambda: store.returning(state.id, run, by="t"),
+        "hold": lambda: store.hold(state.id, run, by="t"),
         "fail": lambda: store.fail(state.id, run, by="t", reason="lost", message="gone"),
         "give_back": lambda: store.give_back(state.id, run, by="t", why="silent"),
         "cancel": lambda: store.cancel(state.id, by="t"),
