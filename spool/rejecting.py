@@ -7,8 +7,9 @@ import stat
 from pathlib import Path
 
 from spool import jsonio, log
+from spool.copying import copy_tree
 from spool.errors import SpoolError
-from spool.files import copy_tree, fsync_dir, remove_tree, replace_file
+from spool.files import fsync_dir, remove_tree, replace_file
 from spool.instants import utc_now
 from spool.manifest import printable
 from spool.paths import SpoolPaths

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spool import log
+from spool.copying import copy_tree
 from spool.errors import Busy, InvalidName, InvalidRecord
-from spool.files import copy_tree, fsync_dir, read_record, remove_tree, replace_file, sync_tree
+from spool.files import fsync_dir, read_record, remove_tree, replace_file, sync_tree
 from spool.paths import SpoolPaths
 from spool.rejecting import hide
 

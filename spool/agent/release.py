@@ -10,8 +10,9 @@ import os
 from pathlib import Path
 
 from spool.agent.config import AgentConfig
+from spool.copying import copy_file
 from spool.errors import Busy, InvalidName, Refused
-from spool.files import copy_file, open_beneath, parent_beneath, remove_tree, sync_tree
+from spool.files import open_beneath, parent_beneath, remove_tree, sync_tree
 from spool.manifest import HASH_BYTES, hash_files, list_files, match_outputs, matches
 from spool.paths import JobPaths
 from spool.records import FileEntry, Job

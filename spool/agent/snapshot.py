@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from spool.agent.held import ChangedAfterSnapshot
+from spool.copying import copy_file
 from spool.errors import InvalidName
-from spool.files import copy_file, fsync_dir, open_beneath, parent_beneath
+from spool.files import fsync_dir, open_beneath, parent_beneath
 from spool.paths import JobPaths
 from spool.records import FileEntry
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from spool import jsonio
 from spool.config import SpoolConfig, find_config, read_config
+from spool.copying import copy_file
 from spool.ctl.backend import Backend, Facts, Progress, Rejected, Wanted
 from spool.ctl.messages import note, text
 from spool.drops import Drops, may_accept
 from spool.errors import Busy, Duplicate, NotFound, SpoolError, from_os_error
-from spool.files import COPY_BYTES, copy_file, fsync_dir, open_beneath, read_record, remove_tree, replace_file, sync_tree
+from spool.files import COPY_BYTES, fsync_dir, open_beneath, read_record, remove_tree, replace_file, sync_tree
 from spool.names import is_id
 from spool.paths import JobPaths, SpoolPaths
 from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState, Result

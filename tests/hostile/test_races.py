@@ -20,9 +20,10 @@ from hostile.swapper import Racer, exchange
 from server.spools import config, job_json, new_store
 from spool.agent.config import AgentConfig, read_config
 from spool.agent.release import collect
+from spool.copying import copy_tree
 from spool.drops import Drops
 from spool.errors import SpoolError
-from spool.files import copy_tree, open_beneath, walk
+from spool.files import open_beneath, walk
 from spool.manifest import hash_files, list_files
 from spool.names import new_id
 from spool.paths import JobPaths

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from server.crashing import each_crash, exit_code, fork, in_child
-from spool import files
+from spool import copying, files
 from spool.errors import InvalidName, InvalidRecord
 from spool.manifest import list_files
 
@@ -347,7 +347,7 @@ def test_copy_tree_of_a_hostile_tree(tmp_path: Path) -> None:
     for name in odd:
         with open(os.path.join(os.fsencode(inside), name), "wb") as file:
             file.write(name)
-    assert in_child(lambda: files.copy_tree(inside, tmp_path / "copy"), deadline_s=5) == 0
+    assert in_child(lambda: copying.copy_tree(inside, tmp_path / "copy"), deadline_s=5) == 0
     copy = tmp_path / "copy"
     found = {
         os.path.relpath(os.path.join(top, name), os.fsencode(copy))
@@ -362,7 +362,7 @@ def test_copy_tree_of_a_hostile_tree(tmp_path: Path) -> None:
 
 def test_copy_tree_of_a_link_copies_nothing(tmp_path: Path) -> None:
     inside = _tree(tmp_path)
-    files.copy_tree(inside / "folder_link", tmp_path / "copy")
+    copying.copy_tree(inside / "folder_link", tmp_path / "copy")
     assert list((tmp_path / "copy").iterdir()) == []
 
 
@@ -381,7 +381,7 @@ def test_copies_keep_their_holes(tmp_path: Path, layout: str) -> None:
         for spot in spots:
             os.pwrite(file.fileno(), os.urandom(4096), spot)
     with open(source, "rb") as file:
-        files.copy_file(file.fileno(), target)
+        copying.copy_file(file.fileno(), target)
     assert target.stat().st_size == size
     assert target.stat().st_blocks * 512 <= 1 << 20
     with open(source, "rb") as one, open(target, "rb") as two:
@@ -393,7 +393,7 @@ def test_copy_file_never_overwrites(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     (tmp_path / "b").write_bytes(b"b")
     with open(tmp_path / "a", "rb") as file, pytest.raises(FileExistsError):
-        files.copy_file(file.fileno(), tmp_path / "b")
+        copying.copy_file(file.fileno(), tmp_path / "b")
 
 
 def test_remove_tree_does_not_follow_and_may_repeat(tmp_path: Path) -> None:
