@@ -6,6 +6,7 @@ the other clients' p99 must stay below a second.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -104,6 +105,15 @@ def big_job(rig: Rig) -> str:
     return f"/v1/jobs/{job_id}/files/in/big.dat"
 
 
+def open_files(pid: int) -> list[str]:
+    """What its descriptors lead to; of a file without a name, such as a temporary one, that with `` (deleted)``."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800 if FULL else 300)
 def test_behind_nginx(rig: Rig, tmp_path: Path) -> None:
@@ -120,6 +130,9 @@ def test_behind_nginx(rig: Rig, tmp_path: Path) -> None:
             tell(f"beside {SLOW} slow connections, {dict(slow.seen())}", took_s)
             still = sum(slow.seen().get(kind, 0) for kind in KINDS)
             assert still > SLOW / 2, "they were there all the time"
+            held = open_files(server.pid)
+            assert sum(path.endswith("/big.dat") for path in held) > SLOW / 6, "what they are slow to take is the file itself"
+            assert [path for path in held if path.endswith("(deleted)")] == [], "and no copy of it"
     finally:
         front.close()
     assert took_s[-1] < DEADLINE_S
