@@ -24,7 +24,8 @@ LOGIN = "login"
 USAGE = """\
   spool_agent.py SITE URL TOKEN|@FILE|login [port:N] [retry:N,S] [no_auth[:CAFILE]] [calc_base:DIR] [debug]
   spool_agent.py --config etc/agent.ini [--once]
-  spool_agent.py init | check [--config etc/agent.ini]"""
+  spool_agent.py init | check [--config etc/agent.ini]
+  spool_agent.py audit [verify] [--config etc/agent.ini | --base DIR] [--head NUMBER:HASH|@FILE]"""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from spool import jsonio
-from spool.errors import InvalidRecord
+from spool.errors import InvalidRecord, SpoolError
 from spool.files import fsync_dir, write_all
 from spool.instants import utc_now
 from spool.locks import file_lock
@@ -33,6 +33,13 @@ _END = re.compile(rb'(?:,"torn":"([0-9a-f]{64})")?,"before":"([0-9a-f]{64})","ha
 _END_BYTES = 240  # at least what _END matches
 _WINDOW_BYTES = 4 * MAX_LINE_BYTES
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class AuditFailed(SpoolError):
+    """The audit log takes nothing: what it must tell of waits until it does."""
+
+    code = "no_space"
+    transient = True
 
 
 class Head(NamedTuple):

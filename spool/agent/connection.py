@@ -19,11 +19,12 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
-from spool import __version__, errors
+from spool import errors
 from spool.errors import SpoolError, Unreachable
 
 E = TypeVar("E", bound=SpoolError)
 
+AGENT = "mint-spool-agent"  # which release is told only where the site says so
 CONNECT_S = 15.0
 READ_S = 120.0
 STALL_S = 60
@@ -70,8 +71,11 @@ class _Adapter(HTTPAdapter):
 class Connection:
     """Talks to one server with one token, which is asked for at each request. Threads may share one: each gets a session."""
 
-    def __init__(self, url: str, token: Callable[[], str], *, verify: bool | str = True, stall_s: int = STALL_S) -> None:
+    def __init__(
+        self, url: str, token: Callable[[], str], *, verify: bool | str = True, stall_s: int = STALL_S, agent: str = AGENT
+    ) -> None:
         self.url = url.rstrip("/")
+        self._agent = agent
         self.stall_s = stall_s
         self._auth = _Bearer(token)
         self._verify = verify
@@ -82,7 +86,7 @@ class Connection:
             self._local.session = requests.Session()
             for scheme in ("http://", "https://"):
                 self._local.session.mount(scheme, _Adapter(self.stall_s))
-            self._local.session.headers["User-Agent"] = f"mint-spool-agent/{__version__}"
+            self._local.session.headers["User-Agent"] = self._agent
         session: requests.Session = self._local.session
         return session
 

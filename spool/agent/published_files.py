@@ -19,7 +19,6 @@ from spool.errors import InvalidName, InvalidRecord, Refused
 from spool.fields import Fields
 from spool.files import fsync_dir, open_beneath, read_record, remove_tree, sync_tree, write_new
 from spool.names import why_not_carried
-from spool.paths import JobPaths
 from spool.patterns import escape
 from spool.published import ERROR, LOGS, last_part, media_type
 from spool.records import FileEntry, Input, Job, Result
@@ -122,17 +121,23 @@ def job_of(params: Params, job_id: str, site: str, user: str) -> Job:
 # Results
 
 
-def entries(wanted: tuple[str, ...], result: Result, paths: JobPaths, *, logs_leave: bool) -> dict[str, Any]:
-    """Return ``result_files``: each wanted name and the two logs, with its content or with the reason why it does not come."""
+def entries(
+    wanted: tuple[str, ...], result: Result, folder: Path, logs: Path | None, hides: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Return ``result_files``: each wanted name and the two logs, with its content or with the reason why it does not come.
+
+    ``out/`` lies in `folder`, ``log/`` in `logs` (None: logs do not leave). Of a name that `hides` nothing is told, not even
+    whether there is such a file.
+    """
     here = {entry.path: entry for entry in result.files}
     found: dict[str, Any] = {}
     for name in wanted:
         entry = here.get(f"out/{name}")
-        found[name] = _content(paths, entry) if entry else absent(_why_not(name, result))
+        found[name] = _content(folder, entry) if entry else absent(WITHHELD if hides(name) else _why_not(name, result))
     for name, log in LOGS.items():
         entry = here.get(f"log/{log}")
-        why = result.message if logs_leave else WITHHELD
-        found[name] = _content(paths, entry) if entry else absent(why or "there is none")
+        why = result.message if logs else WITHHELD
+        found[name] = _content(logs, entry) if logs and entry else absent(why or "there is none")
     return found
 
 
@@ -158,13 +163,13 @@ def _why_not(name: str, result: Result) -> str:
     return f"{NOT_WRITTEN} ({result.message})" if result.message else NOT_WRITTEN
 
 
-def _content(paths: JobPaths, entry: FileEntry) -> dict[str, Any]:
+def _content(folder: Path, entry: FileEntry) -> dict[str, Any]:
     def opened() -> BinaryIO:
-        return os.fdopen(open_beneath(paths.folder, entry.path, os.O_RDONLY), "rb")
+        return os.fdopen(open_beneath(folder, entry.path, os.O_RDONLY), "rb")
 
     try:
         with opened() as file:
             kind, charset = media_type(file)
-    except (FileNotFoundError, InvalidName) as exc:  # the command, which can write to its folder, took it away
-        return absent(f"gone before it was returned: {exc}")
+    except (FileNotFoundError, InvalidName):  # the command, which can write to its folder, took it away
+        return absent("gone before it was returned")
     return {"content": Source(opened, entry.size), "mimetype1": kind, "mimetype2": charset}

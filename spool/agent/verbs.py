@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable
 
+from spool.agent import auditing
+
 Verb = Callable[[list[str], Path], int]
 """Gets the words behind the verb and the program's path; returns the exit code, raises the family's errors."""
 
-VERBS: dict[str, Verb] = {}
+VERBS: dict[str, Verb] = {
+    "audit": auditing.run,
+}

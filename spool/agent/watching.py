@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import time
 from typing import Callable
@@ -9,8 +10,10 @@ from typing import Callable
 from spool import log
 from spool.agent import policy, release
 from spool.agent.hands import Hands
+from spool.agent.redacted import RedactedLogs
 from spool.agent.troubles import may_pass
 from spool.errors import SpoolError
+from spool.records import FileEntry
 from spool.runner import RunStatus
 from spool.states import State
 
@@ -66,6 +69,7 @@ class Watcher(Hands):
         status = self._runner.status(folder)
         if status.word == "new" and not self._launched:  # the latch is not taken: provably not started
             order = policy.allow(self._config, self._job(), self.local.state, self.local.paths.work)
+            self._book.start(order.argv)  # durable before the command is
             status = self._runner.start(folder, order.site_env)
             log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
             self._launched = True
@@ -87,13 +91,32 @@ class Watcher(Hands):
 
     def _stream_log(self) -> None:
         """Send what the log has grown by. Whatever fails here is made up for when the results are returned."""
-        if self._config.release["logs"] != "return":
+        if self._config.release["logs"] == "withhold" or self._config.release["scrub"]:  # scrub may clean the logs as well
             return
         try:
-            for name in release.LOG_NAMES:
-                path = self.local.paths.log / name
-                size = path.stat().st_size if path.exists() else 0
+            for name, size in self._log_sizes().items():
                 if size:
-                    self._sender().send_file(f"log/{name}", size)
+                    self._sender().stream(f"log/{name}", size)
         except (SpoolError, OSError) as exc:
             log.debug("log_not_sent", job=self.local.state.id, why=exc)
+
+    def _log_sizes(self) -> dict[str, int]:
+        """Return how much of each log may leave by now, in bytes."""
+        if self._config.release["logs"] == "redact":
+            return self._redacted.advance()
+        paths = {name: self.local.paths.log / name for name in release.LOG_NAMES}
+        return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
+
+    def _final_logs(self) -> tuple[FileEntry, ...]:
+        """Return the manifest of the logs that leave; the redacted copies are made anew for it."""
+        if self._config.release["logs"] != "redact":
+            return release.logs(self._config, self.local.paths)
+        entries = self._redacted.finish()
+        release.check_caps(self._config, [entry.size for entry in entries])
+        return entries
+
+    @functools.cached_property
+    def _redacted(self) -> RedactedLogs:
+        state = self.local.state
+        folder = self._base.logs_of(state.id, state.run_id)
+        return RedactedLogs(folder, self.local.paths, self._config.redactor, release.LOG_NAMES)

@@ -31,6 +31,11 @@ HELP: dict[str, tuple[str, str]] = {
     "help_token_ls": ("list tokens", "トークンを一覧する"),
     "help_token_revoke": ("make a token count no more", "トークンを失効させる"),
     "help_check": ("examine the spool; exit 0 where it is healthy", "スプールを検査する。正常なら終了コード0"),
+    "help_audit": (
+        "list the heads of its audit log that a site has told; --json for spool_agent.py audit verify --head @FILE",
+        "サイトが伝えた監査ログの末尾を一覧する。--jsonはspool_agent.py audit verify --head @FILEに渡せる",
+    ),
+    "help_audit_site": ("the site", "サイト"),
     "help_repair": (
         "put right what a crash has left; only by the owner of the spool, at any time",
         "異常終了が残したものを修復する(スプールの所有者のみ、いつでも可)",

@@ -9,6 +9,7 @@ from spool import jsonio, log
 from spool.errors import Twin
 from spool.files import replace_file
 from spool.instants import utc_now
+from spool.server.heads import Heads
 from spool.server.request import Request
 from spool.store import Store
 
@@ -28,12 +29,15 @@ class Contacts:
         self._written: dict[str, float] = {}
         self._instances: dict[AgentKey, tuple[str, int]] = {}
         self._twins: set[tuple[AgentKey, str]] = set()
+        self._heads = Heads(store.paths)
         self.started = time.monotonic()
 
     def note(self, key: AgentKey, request: Request) -> bool:
         """Note a contact; return False for a sync that was overtaken by a newer one of the same agent on its way here."""
         newest = self._hear(key, request.order)
         self._write(request.site, request.agent, request.version)
+        if request.audit and request.order >= newest:
+            self._heads.note(key, request.audit)
         return request.order >= newest
 
     def check_alone(self, key: AgentKey, request: Request) -> None:

@@ -102,7 +102,9 @@ def watched(tmp_path: Path) -> Watched:
 @pytest.fixture
 def carrier(watched: Watched, config: AgentConfig) -> Iterator[Carrier]:
     anyone: Any = watched
-    made = Carrier(watched.local, anyone, config, anyone, lambda: None)
+    base = Base(watched.local.paths.folder.parent)
+    base.open()
+    made = Carrier(watched.local, anyone, config, anyone, lambda: None, base)
     yield made
     made.leave()
     made.join(10)
