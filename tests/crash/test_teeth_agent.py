@@ -31,6 +31,8 @@ ENDED = RunStatus("exited", exit_code=0, started_at=1, finished_at=2)
 class Watched:
     """Runner and server in one; `seen` has each call, the state on the disk at that time, and whether result.json was there."""
 
+    in_one_piece = False
+
     def __init__(self, local: LocalJob) -> None:
         self.local = local
         self.seen: list[tuple[str, str, bool]] = []
