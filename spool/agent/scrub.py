@@ -1,4 +1,4 @@
-"""The site's own program that cleans up after a command, before anything of its results is measured (docs/security.md, "Scrub").
+"""The site's own program that cleans up after a command, before anything is measured (docs/agent.md, "What may leave").
 
 It is run without a shell, in `work/`, with an environment from empty, under coreutils' `timeout`, which ends it also where the
 agent was killed meanwhile. It may be run again after such a restart, never twice at a time: each run holds a lock file.

@@ -37,7 +37,7 @@ class Contacts:
         newest = self._hear(key, request.order)
         self._write(request.site, request.agent, request.version)
         if request.audit and request.order >= newest:
-            self._heads.note(key, request.audit)
+            self._heads.note(key, request.audit, last_word=request.leaving)
         return request.order >= newest
 
     def check_alone(self, key: AgentKey, request: Request) -> None:

@@ -34,25 +34,29 @@ class Heads:
         self._told: dict[AgentKey, str] = {}
         self._read: set[str] = set()
 
-    def note(self, key: AgentKey, head: str) -> None:
-        """Keep `head` (``NUMBER:SHA-256``) where it is another one than was written last."""
+    def note(self, key: AgentKey, head: str, *, last_word: bool = False) -> None:
+        """Keep `head` (``NUMBER:SHA-256``) where it is another one than was written last; at once where it is a `last_word`."""
         with self._lock:
             self._take_up(key[0])
             last, at = self._last.get(key, ("", float("-inf")))
             told = self._told.get(key, last)
             back = went_back(told, head)
             self._told[key] = told if back else head
-            if head == last or (not back and time.monotonic() - at < EVERY_S):
+            if head == last or (not back and not last_word and time.monotonic() - at < EVERY_S):
                 return
             if self._write(key, head, before=told if back else ""):
                 self._last[key], self._told[key] = (head, time.monotonic()), head
 
     def _take_up(self, site: str) -> None:
         """Read what an earlier start of the server has written, once."""
-        if site not in self._read:
-            self._read.add(site)
+        if site in self._read:
+            return
+        try:
             for told in read_heads(self._paths.heads(site)):
                 self._last[site, told["user"], told["agent"]] = (told["head"], float("-inf"))
+            self._read.add(site)
+        except OSError as exc:
+            log.warning("contact_not_written", site=site, why=exc)
 
     def _write(self, key: AgentKey, head: str, before: str) -> bool:
         site, user, agent = key

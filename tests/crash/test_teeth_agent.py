@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from components.rig import write_ini
 from components.waiting import wait_until
 from server.spools import SITE, USER, job_json
+from spool.agent.audit import Audit, Head
 from spool.agent.carrier import Carrier
 from spool.agent.config import AgentConfig, read_config
 from spool.agent.folder import Base, LocalJob
@@ -255,3 +257,33 @@ def test_a_new_run_begins_with_nothing_of_the_former(tmp_path: Path) -> None:
     assert kept == [name for name in left if name != "job.json"]
     with contextlib.suppress(FileNotFoundError):
         assert local.result() is None
+
+
+@pytest.mark.parametrize(
+    ("event", "act", "done"), [("receipt", "start", []), ("start", "start", []), ("measured", "finish", ["start"])]
+)
+def test_the_act_waits_for_its_event(
+    carrier: Carrier, watched: Watched, monkeypatch: pytest.MonkeyPatch, event: str, act: str, done: list[str]
+) -> None:
+    """Where the audit log takes nothing, nothing goes on that it must tell of; it is tried again."""
+    real, tries = Audit.append_all, threading.Event()
+
+    def append_all(self: Audit, events: list[tuple[str, dict[str, Any]]]) -> Head:
+        if any(word == event for word, _ in events) and not tries.is_set():
+            tries.set()
+            assert watched.called() == done, f"{act} came before {event} was told"
+            raise OSError(28, "no space")
+        return real(self, events)
+
+    monkeypatch.setattr(Audit, "append_all", append_all)
+    carry(carrier, "start")
+    assert tries.is_set()
+    assert watched.called() == ["start", "finish"]
+
+
+def test_a_refusal_waits_for_its_event(carrier: Carrier, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watched, "job_bytes", lambda self, job_id: job_json(command="other", inputs=None, outputs=None))
+    carry(carrier, "start")
+    (control,) = watched.local.paths.folder.parent.glob(".mint-spool-*")
+    told = [json.loads(line)["event"] for line in (control / "audit.jsonl").read_bytes().splitlines()]
+    assert (told, watched.called()) == (["receipt", "refused"], ["finish"])
