@@ -80,7 +80,7 @@ class Audit:
 
     def append_all(self, events: list[tuple[str, dict[str, Any]]]) -> Head:
         """Add several lines with one fsync: all that is told of them is true only once this has returned."""
-        with file_lock(self._lock), self._open() as fd:
+        with self._held() as fd:
             head, behind = _end_of(fd, self.path)
             closing = b"" if behind.endswith(b"\n") or (head == Head() and not behind) else b"\n"
             torn = _digest((behind + closing)[1:])
@@ -96,8 +96,14 @@ class Audit:
 
     def head(self) -> Head:
         """Return the end of the chain as it is now."""
-        with file_lock(self._lock), self._open() as fd:
+        with self._held() as fd:
             return _end_of(fd, self.path)[0]
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[int]:
+        os.stat(self.path.parent)  # a base that is gone for a while must not begin anew: filelock would make the folder
+        with file_lock(self._lock), self._open() as fd:
+            yield fd
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[int]:

@@ -20,11 +20,10 @@ from spool.fields import Fields
 from spool.files import fsync_dir, open_beneath, read_record, remove_tree, sync_tree, write_new
 from spool.names import why_not_carried
 from spool.patterns import escape
-from spool.published import ERROR, LOGS, last_part, media_type
+from spool.published import ERROR, LOGS, WITHHELD, last_part, media_type
 from spool.records import FileEntry, Input, Job, Result
 from spool.streams import Source, Stored
 
-WITHHELD = "withheld by the site"
 NOT_WRITTEN = "the command did not write it"
 
 

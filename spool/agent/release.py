@@ -18,11 +18,11 @@ from spool.files import copy_file, open_beneath, parent_beneath, remove_tree, sy
 from spool.manifest import HASH_BYTES, hash_files, list_files, match_outputs, matches
 from spool.paths import JobPaths
 from spool.patterns import literal
+from spool.published import WITHHELD
 from spool.records import FileEntry, Job, Result
 from spool.results import Outputs
 
 LOG_NAMES = ("stdout.txt", "stderr.txt")
-WITHHELD = "withheld by the site"
 UNTOLD = "the site could not carry this job on; its own log says why"
 SPOKEN = (Refused, TransferFailed, StaleRun)  # their words are made for MInt: what a job asked for, no path and no errno
 

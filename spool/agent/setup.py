@@ -54,6 +54,10 @@ def _findings(config: AgentConfig, args: Arguments) -> Iterator[tuple[str, str]]
         found = shutil.which(command.argv[0], path="/usr/local/bin:/usr/bin:/bin")
         yield f"command {command.name}: {command.argv[0]}", "" if found else "is not there or not executable: correct argv"
     yield "release", "" if config.release["allow"] else "allows no output to leave: set [release] allow"
+    if config.release["scrub"]:
+        program = config.release["scrub"][0]
+        found = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin") and shutil.which("timeout")
+        yield f"scrub {program}", "" if found else "it or timeout (coreutils) is not there or not executable: nothing would leave"
     yield from _base_findings(config)
     yield f"server {config.agent['url']}, token and site", _ask(config, args)
 
@@ -63,6 +67,7 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
     try:
         base.open()
         install(base.control)
+        base.audit.head()
     except (SpoolError, OSError) as exc:
         yield f"base {config.base}", str(exc)
         return
