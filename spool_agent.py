@@ -7,6 +7,7 @@
     spool_agent.py login [--config etc/agent.ini] [--user NAME] [--password @FILE|-]
     spool_agent.py gate [--config etc/agent.ini]      the forced command at a guarded SSH site
     spool_agent.py held | show ID | release ID | refuse ID [--config etc/agent.ini]
+    spool_agent.py audit [verify] [--config etc/agent.ini | --base DIR] [--head NUMBER:HASH|@FILE]
 
 The loop, in order: sync (say what is here, be told what is wanted), and for each job fetch, run, return; those three are in
 `spool.agent.carrier`. Every step is in the job's folder before it is taken, so a restart carries on where it was.
@@ -99,6 +100,7 @@ def _work(config: AgentConfig, args: arguments.Arguments, base: Base, identity: 
     agent = Agent(config, server, base, identity, LocalRunner(install(base.control)))
     arguments.greet(config, args)
     log.info("started_agent", site=config.agent["site"], url=config.agent["url"], base=config.base, version=__version__)
+    base.clean_up()
     in_hand = agent.take_up_again()
     if in_hand:
         log.info("carrying_on", jobs=in_hand)

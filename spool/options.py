@@ -76,13 +76,19 @@ def read_ini(path: Path, sections: Iterable[Section]) -> Ini:
 
 def load(path: Path) -> Raw:
     """Read `path` without converting; raise `ConfigError` where it is no ini file."""
+    return load_bytes(path)[0]
+
+
+def load_bytes(path: Path) -> tuple[Raw, bytes]:
+    """As `load`; return the very bytes that were read, too."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError as exc:
         raise ConfigError(f"{path} does not exist", hint="copy the sample from etc/ and edit it") from exc
     except (OSError, UnicodeError) as exc:
         raise ConfigError(f"{path} cannot be read: {exc}", hint="make it readable UTF-8 text") from exc
-    return parse(text, str(path))
+    return parse(text, str(path)), data
 
 
 def parse_ini(text: str, sections: Iterable[Section], where: str) -> Ini:
@@ -279,6 +285,11 @@ def choice(*allowed: str) -> Converter:
         return value
 
     return convert
+
+
+def patterns(value: str) -> tuple[re.Pattern[str], ...]:
+    """Regular expressions (Python's `re`), one a line, blanks around them taken off; each may match anywhere in a text."""
+    return tuple(pattern(line.strip()) for line in value.splitlines() if line.strip())
 
 
 def pattern(value: str) -> re.Pattern[str]:

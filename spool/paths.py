@@ -52,6 +52,10 @@ class SpoolPaths:
         """The last contact of a site's agents (derived)."""
         return self.sites / f"{site}.json"
 
+    def heads(self, site: str) -> Path:
+        """The heads of its agents' audit logs that a site has told."""
+        return self.sites / f"{site}.audit.jsonl"
+
 
 class JobPaths:
     """The names inside one job's folder: at MInt, at the agent and at an SSH site alike."""

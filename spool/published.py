@@ -19,6 +19,7 @@ UNCLAIMED_LIMIT_S = 30 * 60  # of observed waiting, for a job registered by this
 
 STDOUT, STDERR = "計算標準出力.txt", "計算標準エラー出力.txt"
 LOGS = {STDOUT: "stdout.txt", STDERR: "stderr.txt"}  # the entry's name -> the file in log/
+WITHHELD = "withheld by the site"  # the reason that our agents give, in both protocols, for what may not leave
 ERROR = "Error"  # mimetype1 of an entry whose file is not there; mimetype2 says why
 
 NOT_START, SENDING_PARAMS, COMPLETE_SEND = "not start", "sending params", "complete send"

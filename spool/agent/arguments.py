@@ -31,7 +31,8 @@ USAGE = """\
   spool_agent.py gate [--config etc/agent.ini]
   spool_agent.py pause | drain | stop [--because WHY] [--config etc/agent.ini]
   spool_agent.py resume [--config etc/agent.ini]
-  spool_agent.py held [--json] | show ID | release ID [--manifest HASH] | refuse ID [--because TEXT] [--config etc/agent.ini]"""
+  spool_agent.py held [--json] | show ID | release ID [--manifest HASH] | refuse ID [--because TEXT] [--config etc/agent.ini]
+  spool_agent.py audit [verify] [--config etc/agent.ini | --base DIR] [--head NUMBER:HASH|@FILE]"""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from spool import jsonio
-from spool.errors import InvalidRecord
+from spool.errors import InvalidRecord, SpoolError
 from spool.files import fsync_dir, write_all
 from spool.instants import utc_now
 from spool.locks import file_lock
@@ -33,6 +33,13 @@ _END = re.compile(rb'(?:,"torn":"([0-9a-f]{64})")?,"before":"([0-9a-f]{64})","ha
 _END_BYTES = 240  # at least what _END matches
 _WINDOW_BYTES = 4 * MAX_LINE_BYTES
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class AuditFailed(SpoolError):
+    """The audit log takes nothing: what it must tell of waits until it does."""
+
+    code = "no_space"
+    transient = True
 
 
 class Head(NamedTuple):
@@ -73,7 +80,7 @@ class Audit:
 
     def append_all(self, events: list[tuple[str, dict[str, Any]]]) -> Head:
         """Add several lines with one fsync: all that is told of them is true only once this has returned."""
-        with file_lock(self._lock), self._open() as fd:
+        with self._held() as fd:
             head, behind = _end_of(fd, self.path)
             closing = b"" if behind.endswith(b"\n") or (head == Head() and not behind) else b"\n"
             torn = _digest((behind + closing)[1:])
@@ -89,8 +96,14 @@ class Audit:
 
     def head(self) -> Head:
         """Return the end of the chain as it is now."""
-        with file_lock(self._lock), self._open() as fd:
+        with self._held() as fd:
             return _end_of(fd, self.path)[0]
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[int]:
+        os.stat(self.path.parent)  # a base that is gone for a while must not begin anew: filelock would make the folder
+        with file_lock(self._lock), self._open() as fd:
+            yield fd
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[int]:

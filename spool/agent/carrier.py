@@ -9,9 +9,10 @@ from __future__ import annotations
 import subprocess
 import time
 from dataclasses import replace
+from typing import Any
 
 from spool import log
-from spool.agent import pins, policy, prerun, release, signed, transfer
+from spool.agent import pins, policy, prerun, release, scrub, signed, transfer
 from spool.agent.client import retry_delay_s
 from spool.agent.held import ChangedAfterSnapshot
 from spool.agent.holding import Holder
@@ -45,7 +46,7 @@ class Carrier(Holder):
         tries = 0
         while not self.done:
             try:
-                self._carry()
+                self._carry_or_give_up()
                 self.done = True
             except Left:
                 if self._switch.stopped:
@@ -59,18 +60,25 @@ class Carrier(Holder):
                           hint="MInt has forgotten it (a restore?); the folder stays, MInt's operator decides")  # fmt: skip
                 self.kept = True
                 return
-            except (StaleRun, Conflict) as exc:
-                self._stop_command()
-                log.warning("run_given_up", job=self.local.state.id, run=self.local.state.run_id, why=exc,
-                            hint=f"nothing of it is merged at MInt; what it made stays in {self.local.paths.folder}")  # fmt: skip
-                self._tell_late()
-                self._close(State.CANCELED, f"the server gave this run up: {exc.message}")
-                self.done = True
             except Exception:  # noqa: BLE001 - outermost frame of the thread: a defect; the job is carried on after a while
                 log.error("carrier_failed", trace=True, job=self.local.state.id, state=self.local.state.state)
                 tries += 1
                 self._leave.wait(retry_delay_s(tries))
         self._sync_soon()
+
+    def _carry_or_give_up(self) -> None:
+        try:
+            self._carry()
+        except UnknownRun:
+            raise
+        except (StaleRun, Conflict) as exc:
+            self._stop_command()
+            log.warning("run_given_up", job=self.local.state.id, run=self.local.state.run_id, why=exc,
+                        hint=f"nothing of it is merged at MInt; what it made stays in {self.local.paths.folder}")  # fmt: skip
+            why = exc.message
+            self._tell_late()
+            self._again("audit", lambda: self._book.given_up(why))
+            self._close(State.CANCELED, f"the server gave this run up: {why}")
 
     def _carry(self) -> None:
         if self.local.state.state == State.CLAIMED:
@@ -113,10 +121,9 @@ class Carrier(Holder):
         except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
             # The command, which can write to its folder, has made it unusable; it must not keep the slot for ever.
             self._stop_command()
-            told = "see the site's log" if self._config.release["hold"] else said(exc)  # it may name files
-            log.error("not_measured", job=self.local.state.id, why=said(exc), hint="look at the folder")
-            why = f"what the command left cannot be used, and it was stopped where it still ran: {told}"
-            self._end_without_results(Reason.LOST, SpoolError(why, hint="look at the folder at the site"))
+            log.error("left_unusable", job=self.local.state.id, why=said(exc), hint=f"look at {self.local.paths.folder}")
+            why = "what the command left cannot be used, and it was stopped where it still ran"
+            self._end_without_results(Reason.LOST, TransferFailed(why, hint="look at the folder at the site"))
         return False
 
     def _fetch(self) -> None:
@@ -125,6 +132,7 @@ class Carrier(Holder):
         job = self._job()
         signed.check_fetched(self._keeper, self._client, local)
         local.announce(self._client.inputs(local.state), job.command)
+        self._book.receipt(job, local.paths.job.read_bytes())
         state = local.state
         # Judged before a byte of input is fetched, and again at every start: the policy may have changed.
         order = policy.allow(self._config, job, state, local.paths.work)
@@ -153,19 +161,25 @@ class Carrier(Holder):
 
     def _measure(self, status: RunStatus) -> None:
         """Write `result.json`: how it ended and the manifest of what may leave. From here on nothing is run any more."""
-        local, job = self.local, self._job()
-        outputs = Outputs()
-        try:
-            if self._config.release["hold"]:
-                own_logs(local.paths, release.LOG_NAMES)
-            outputs = release.collect(self._config, job, local.paths)
-            limit_s = policy.limit_s(self._config, job)
-            result = judge(job, local.state, status, outputs, release.logs(self._config, local.paths), wall_time_s=limit_s)
-        except Refused as exc:
-            result = replace(judge(job, local.state, status, outputs), reason=Reason.REFUSED_BY_SITE.value, message=exc.message)
+        self._book.end(status)
+        result = release.spoken(self._config, self._judged(status))
         if not self._lay_out(result):
-            local.advance(State.RETURNING, "measured", exit_code=result.exit_code)
+            self.local.advance(State.RETURNING, "measured", exit_code=result.exit_code)
         self._sync_soon()
+
+    def _judged(self, status: RunStatus) -> Result:
+        """Return the result with all that may leave; where the site refuses, with nothing but how the command ended."""
+        local, job, config = self.local, self._job(), self._config
+        limit_s = policy.limit_s(config, job)
+        try:
+            if config.release["hold"]:
+                own_logs(local.paths, release.LOG_NAMES)
+            scrub.scrub(config, local.state.id, job.command, local.paths, status, self._base.control / "scrub", self._pause)
+            outputs = release.collect(config, job, local.paths)
+            return judge(job, local.state, status, outputs, self._final_logs(), wall_time_s=limit_s)
+        except Refused as exc:
+            ended = judge(job, local.state, status, Outputs(), wall_time_s=limit_s)
+            return replace(ended, reason=Reason.REFUSED_BY_SITE.value, message=exc.message)
 
     def _return(self) -> None:
         """Send what the manifest lists, then the manifest; the job ends here with the server's word for it."""
@@ -175,7 +189,7 @@ class Carrier(Holder):
         for tries in range(SEND_TRIES):
             try:
                 self._send(result)
-                answer = self._client.finish(result)
+                answer = self._finish(result)
                 break
             except DigestMismatch as exc:
                 self._sender().forget_sent()
@@ -188,6 +202,9 @@ class Carrier(Holder):
                 self._sync_soon()  # restored to before the start, which a sync tells it of
                 raise Unreachable(f"MInt has not heard of this run's end: {exc.message}", hint="a sync tells it") from exc
         ended = str(answer.get("state", ""))
+        if self._client.in_one_piece and not answer.get("refused"):
+            self._book.sent(result.files)
+        self._book.delivered(result, ended)
         self._close(State(ended) if ended in State.__members__.values() else State.COMPLETED, "delivered")
 
     def _send(self, result: Result) -> None:
@@ -198,7 +215,17 @@ class Carrier(Holder):
         except Conflict:  # it has ended at MInt already: `finish` tells whether by this very result, its answer lost
             log.info("takes_no_more", job=result.id, run=result.run_id)
 
+    def _finish(self, result: Result) -> dict[str, Any]:
+        try:
+            return self._client.finish(result)
+        except SpoolError:
+            if self._client.in_one_piece:  # the files go with it
+                size = sum(entry.size for entry in result.files)
+                self._book.cut("result_files", 0, size, size)
+            raise
+
     def _end_without_results(self, reason: str, why: SpoolError) -> None:
         log.warning("no_results", job=self.local.state.id, reason=reason, why=why.message)
-        result = no_run(self.local.state, str(reason), why.message)
+        result = no_run(self.local.state, str(reason), release.words(self._config, why))
+        self._again("audit", lambda: self._book.ended(str(reason), result.message, why.message))
         self._again("report", lambda: self._close_unrun(result))

@@ -18,7 +18,17 @@ from urllib.parse import quote
 import requests
 
 from spool import errors, jsonio
-from spool.agent.connection import MAX_RETRY_AFTER_S, READ_S, STALL_S, Connection, Stream, asked_to_wait, no_answer, retry_after_s
+from spool.agent.connection import (
+    AGENT,
+    MAX_RETRY_AFTER_S,
+    READ_S,
+    STALL_S,
+    Connection,
+    Stream,
+    asked_to_wait,
+    no_answer,
+    retry_after_s,
+)
 from spool.errors import OffsetMismatch, SpoolError, TooManyTries, Unreachable
 from spool.records import FileEntry, JobState, Result
 from spool.signatures import LIMIT_BYTES
@@ -91,8 +101,12 @@ class _Chunk:
 class Client:
     """Speaks /v1 to one server with one token. Threads may share one."""
 
-    def __init__(self, url: str, token: Callable[[], str], *, tls: Tls | None = None, stall_s: int = STALL_S) -> None:
-        self._connection = Connection(url, token, tls=tls, stall_s=stall_s)
+    in_one_piece = False  # files leave one by one, before `finish`
+
+    def __init__(
+        self, url: str, token: Callable[[], str], *, tls: Tls | None = None, stall_s: int = STALL_S, agent: str = AGENT
+    ) -> None:
+        self._connection = Connection(url, token, tls=tls, stall_s=stall_s, agent=agent)
         self._block_bytes = BLOCK_BYTES
         self.may_send: Callable[[], None] = _always
 

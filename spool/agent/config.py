@@ -5,6 +5,7 @@ Relative paths are relative to the ini file's folder. Without any command nothin
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from spool import options as o
 from spool.addresses import is_loopback
 from spool.agent.conditions import Hold, hold
 from spool.agent.params import Param, declare
+from spool.agent.redaction import Redactor
 from spool.errors import ConfigError, SpoolError
 from spool.names import check_env_name, check_site, check_user
 from spool.options import Option, Section
@@ -51,6 +53,7 @@ AGENT = Section(
         Option("stall_s", o.integer(4, 3600), 60, "seconds without a sign of life after which a line counts as cut"),
         Option("chunk", o.size_from(64 * 1024), 16 * 1024 * 1024, "bytes sent in one request", "16M"),
         Option("min_free", o.size, 64 * 1024 * 1024, "bytes that must stay free below base; less: no new job", "64M"),
+        Option("tell_version", o.boolean, False, "tell MInt which release this agent is"),
         Option("log", o.path, None, "file that gets the log lines; none: standard error", "/var/log/mint-spool/agent.log"),
     ),
     meaning="who this agent is and where it works",
@@ -61,7 +64,17 @@ RELEASE = Section(
     (
         Option("allow", o.words, (), "patterns of output names that may leave; none: nothing leaves", "*.dat *.frd"),
         Option("deny", o.words, (), "patterns of output names that never leave, whatever allow says", "*.inp"),
-        Option("logs", o.choice("withhold", "return"), "withhold", "stdout and stderr: stay at the site, or are returned"),
+        Option(
+            "logs", o.choice("withhold", "redact", "return"), "withhold",
+            "stdout and stderr: stay at the site, are returned without what redact matches, or are returned",
+        ),
+        Option(
+            "redact", o.patterns, (),
+            "regular expressions, one a line; what they match leaves in no log (logs = redact), name or message",
+            "license=[^ ]*",
+        ),
+        Option("scrub", o.argv, (), "command line that is run in work/ before anything is measured", "/opt/site/scrub --strict"),
+        Option("scrub_timeout_s", o.integer(1, 86400), 600, "seconds that scrub may take; longer: nothing leaves"),
         Option("max_bytes", o.size, None, "most bytes that one job may return; more: the job's results are refused", "10G"),
         Option("max_files", o.integer(1, 10**7), None, "most files that one job may return", "1000"),
         Option("hold", hold, Hold(), "never, always, or when: COND…: results wait at the site for a person's release", "always"),
@@ -155,7 +168,8 @@ def walled(command: Command) -> bool:
 class AgentConfig:
     """All of agent.ini. `agent`, `release` and `signatures` hold the values of their tables by name.
 
-    `user` is the token's owner where he is known; `published_poll_s` the seconds between polls of a published server.
+    `user` is the token's owner where he is known; `published_poll_s` the seconds between polls of a published server; `policy`
+    the SHA-256 of the file as it was read.
     """
 
     agent: dict[str, Any]
@@ -167,6 +181,12 @@ class AgentConfig:
     poll_s_given: bool = False
     published_poll_s: float = 0.0
     signatures: dict[str, Any] = field(default_factory=lambda: {option.name: option.default for option in SIGNATURES.options})
+    policy: str = ""
+
+    @property
+    def redactor(self) -> Redactor:
+        """What holds for names, messages and, with ``logs = redact``, logs."""
+        return Redactor(self.release["redact"])
 
     @property
     def base(self) -> Path:
@@ -205,7 +225,7 @@ def _says_nothing(path: Path) -> bool:
 
 def read_config(path: Path) -> AgentConfig:
     """Read agent.ini; raise `ConfigError` naming the place of whatever is wrong. The token is not read yet."""
-    raw = o.load(path)
+    raw, data = o.load_bytes(path)
     ini = o.convert(raw, SECTIONS, str(path))
     agent, release = dict(ini.one("agent")), dict(ini.one("release"))
     for name in ("token_file", "base", "ca_file", "client_cert", "client_key", "log"):
@@ -217,8 +237,11 @@ def read_config(path: Path) -> AgentConfig:
     commands = {name: _command(name, dict(values), path) for name, values in ini.titled("command").items()}
     release["warn_table"] = tuple(path.parent / table for table in release["warn_table"])
     _check_hold(release, commands, str(path))
+    if release["logs"] == "redact" and not release["redact"]:
+        raise ConfigError(f"{path}: [release] logs = redact needs redact", hint="one regular expression a line")
     poll_s_given = any(name.lower() == "poll_s" for name in raw.get("agent", {}))
-    return AgentConfig(agent, release, commands, path, poll_s_given=poll_s_given, signatures=signatures)
+    digest = hashlib.sha256(data).hexdigest()
+    return AgentConfig(agent, release, commands, path, poll_s_given=poll_s_given, signatures=signatures, policy=digest)
 
 
 def _signatures(values: dict[str, Any], path: Path) -> dict[str, Any]:

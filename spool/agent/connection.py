@@ -20,12 +20,13 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
 
-from spool import __version__, errors
+from spool import errors
 from spool.errors import ConfigError, SpoolError, Unreachable
 from spool.tls import Tls, TlsAdapter, explain, hushed, proxies_for
 
 E = TypeVar("E", bound=SpoolError)
 
+AGENT = "mint-spool-agent"  # which release is told only where the site says so
 CONNECT_S = 15.0
 READ_S = 120.0
 STALL_S = 60
@@ -78,8 +79,11 @@ def system_tls() -> Tls:
 class Connection:
     """Talks to one server with one token, which is asked for at each request. Threads may share one: each gets a session."""
 
-    def __init__(self, url: str, token: Callable[[], str], *, tls: Tls | None = None, stall_s: int = STALL_S) -> None:
+    def __init__(
+        self, url: str, token: Callable[[], str], *, tls: Tls | None = None, stall_s: int = STALL_S, agent: str = AGENT
+    ) -> None:
         self.url = url.rstrip("/")
+        self._agent = agent
         self.stall_s = stall_s
         self._auth = _Bearer(token)
         self._tls = tls or system_tls()
@@ -91,7 +95,7 @@ class Connection:
             self._local.session.trust_env = False  # ~/.netrc, REQUESTS_CA_BUNDLE; the proxies are passed on each call
             for scheme in ("http://", "https://"):
                 self._local.session.mount(scheme, _Adapter(self._tls, self.stall_s))
-            self._local.session.headers["User-Agent"] = f"mint-spool-agent/{__version__}"
+            self._local.session.headers["User-Agent"] = self._agent
         session: requests.Session = self._local.session
         return session
 

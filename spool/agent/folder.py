@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from spool import jsonio, log
+from spool.agent.audit import Audit
 from spool.agent.held import tellable
 from spool.attempts import set_attempt_aside
 from spool.errors import ConfigError, InvalidRecord, SpoolError
 from spool.fields import Fields
-from spool.files import append_line, fsync_dir, read_record, replace_file
+from spool.files import append_line, fsync_dir, read_record, remove_tree, replace_file
 from spool.instants import utc_now
 from spool.locks import file_lock
 from spool.names import is_id
@@ -34,6 +35,18 @@ class Base:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.control = folder / f".mint-spool-{os.geteuid()}"
+        self.audit = Audit(self.control / "audit.jsonl")
+
+    def logs_of(self, job_id: str, run_id: str) -> Path:
+        """The folder of one run's redacted logs (``log/NAME``)."""
+        return self.control / "logs" / job_id / run_id
+
+    def clean_up(self) -> None:
+        """Remove the redacted logs of jobs whose folders were removed; the caller holds the base."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.control / "logs"):
+                if not (self.folder / name).exists():
+                    remove_tree(self.control / "logs" / name)
 
     def open(self) -> None:
         """Make the folders.
@@ -58,7 +71,7 @@ class Base:
 
         Raises `ConfigError` where the base was copied from another machine.
         """
-        path = self.control / "agent.json"
+        path = self._identity
         if (self.control / "gate.json").exists():
             raise ConfigError(f"{self.folder} belongs to a gate", hint="give the agent a base of its own")
         try:
@@ -76,6 +89,17 @@ class Base:
         value = {"format": 1, "id": name, "generation": generation + 1, "machine": machine or here}
         replace_file(path, jsonio.dumps(value), mode=0o600)
         return name, generation + 1
+
+    def name(self) -> str:
+        """Return the agent's id; empty before its first start."""
+        try:
+            return Fields(jsonio.loads(read_record(self._identity, 65536), "agent.json"), "agent.json").string("id")
+        except FileNotFoundError:
+            return ""
+
+    @property
+    def _identity(self) -> Path:
+        return self.control / "agent.json"
 
     def jobs(self, *, ended: bool = False) -> Iterator[LocalJob]:
         """Yield the jobs that are still in hand, or those that have ended; a folder that cannot be read is left alone."""

@@ -8,10 +8,11 @@ from typing import Callable, TypeVar
 
 from spool import log
 from spool.agent import policy, transfer, walls
+from spool.agent.book import Book
 from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base, LocalJob
-from spool.agent.protocol import JobClient
+from spool.agent.protocol import JobClient, log_folder
 from spool.agent.signed import Gatekeeper
 from spool.agent.standing import Switch
 from spool.agent.troubles import Left, hint_for, is_tried_again, may_pass, said
@@ -28,9 +29,12 @@ class Hands:
     """A job and the thread that carries it. `wanted` is what the latest sync said is wanted of it."""
 
     def __init__(
-        self, local: LocalJob, client: JobClient, config: AgentConfig, runner: LocalRunner, sync_soon: Callable[[], None]
-    ) -> None:
+        self, local: LocalJob, client: JobClient, config: AgentConfig, runner: LocalRunner, sync_soon: Callable[[], None],
+        base: Base,
+    ) -> None:  # fmt: skip
         self.local = local
+        self._base = base
+        self._book = Book(base.audit, local, config.policy)
         self.done = False
         self.kept = False
         self.left = False
@@ -120,7 +124,10 @@ class Hands:
     def _sender(self) -> transfer.Sender:
         state = self.local.state
         if self._kept is None:
-            self._kept = transfer.Sender(self._client, state.id, state.run_id, self.local.paths, self._config.agent["chunk"])
+            logs = log_folder(self._config, self._base, state.id, state.run_id)
+            self._kept = transfer.Sender(
+                self._client, state.id, state.run_id, self.local.paths, self._config.agent["chunk"], book=self._book, logs=logs
+            )
         return self._kept
 
     # Trying again

@@ -15,14 +15,13 @@ from typing import Any
 
 from spool import log
 from spool.agent import remarks, transfer
-from spool.agent.audit import Audit
 from spool.agent.decisions import REFUSE, Decision, Rules
-from spool.agent.folder import Base
 from spool.agent.held import CHANGED, ChangedAfterSnapshot, Mark, digest
 from spool.agent.shelf import Lying, Shelf
 from spool.agent.snapshot import Snapshot, freeze
+from spool.agent.troubles import Left
 from spool.agent.watching import Watcher
-from spool.errors import ConfigError, InvalidRecord, SpoolError, StaleRun, Unreachable
+from spool.errors import ConfigError, InvalidRecord, SpoolError, StaleRun
 from spool.files import read_record, replace_file
 from spool.instants import utc_now
 from spool.jsonio import MAX_BYTES
@@ -63,12 +62,7 @@ class Holder(Watcher):
 
     def _tell_site(self, event: str, **details: Any) -> None:
         """Write to the audit log, durably, before what it tells of goes on."""
-        state, control = self.local.state, Base(self.local.paths.folder.parent).control
-        try:
-            Audit(control / "audit.jsonl").append(event, job=state.id, run=state.run_id, **details)
-        except (OSError, InvalidRecord) as exc:
-            hint = "nothing is held, released or refused until it can be: see spool_agent.py audit verify, and the disk"
-            raise Unreachable(f"the audit log cannot be written: {exc}", hint=hint) from exc
+        self._book.tell(event, **details)
 
     # Holding
 
@@ -84,6 +78,7 @@ class Holder(Watcher):
             result, why = no_run(local.state, CANCELED, result.message), ""
         data = result.encode()
         replace_file(local.paths.result, data, mode=0o600)
+        self._book.measured(result)
         if not why:
             return False
         manifest = digest(data)
@@ -266,7 +261,7 @@ class Holder(Watcher):
         mark = Mark.of(self.local.state)
         if mark is not None and not mark.released:
             return
-        with contextlib.suppress(SpoolError, OSError):
+        with contextlib.suppress(SpoolError, OSError, Left):
             if (result := self.local.result()) is not None:
                 self._client.finish(result)
 
@@ -282,6 +277,6 @@ class Holder(Watcher):
         opened = Snapshot(self.local.paths.folder, files).open
         state = self.local.state
         self._kept = transfer.Sender(
-            self._client, state.id, state.run_id, self.local.paths, self._config.agent["chunk"], opened=opened
+            self._client, state.id, state.run_id, self.local.paths, self._config.agent["chunk"], book=self._book, opened=opened
         )
         return self._kept

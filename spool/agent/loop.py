@@ -13,7 +13,8 @@ import time
 from typing import Any, Callable
 
 from spool import __version__, log
-from spool.agent import restored
+from spool.agent import release, restored
+from spool.agent.book import HINT, told
 from spool.agent.carrier import Carrier
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base, LocalJob
@@ -109,7 +110,7 @@ class Agent:
         )
 
     def _carry(self, local: LocalJob) -> Carrier:
-        carrier = Carrier(local, self._server.of(local.state), self.config, self._runner, self._news.set)
+        carrier = Carrier(local, self._server.of(local.state), self.config, self._runner, self._news.set, self._base)
         with self._lock:
             self._carriers[local.state.id] = carrier
         carrier.start()
@@ -176,7 +177,8 @@ class Agent:
         in_hand = self.in_hand()
         room = max(0, self.config.agent["slots"] - in_hand) if fresh_room else 0
         standing = self._switch.get().mode
-        if room and (standing or self.closed_to_new or not self._has_space()):
+        head = self._audit_head()
+        if room and (standing or self.closed_to_new or not head or not self._has_space()):
             room = 0
         with self._lock:
             self._seq += 1  # numbered together with the snapshot: the server tells an overtaken one by its number
@@ -189,7 +191,8 @@ class Agent:
             "generation": self._generation,
             "instance": self._instance,
             "seq": seq,
-            "version": __version__,
+            "version": __version__ if self.config.agent["tell_version"] else "",
+            "audit": head,
             "room": room,
             "wait_s": wait_s,
             # What was given out while the order was on its way goes back to the queue.
@@ -198,6 +201,14 @@ class Agent:
             "epoch": epoch,
             "jobs": reports,
         }
+
+    def _audit_head(self) -> str:
+        """Return the head of the audit log; nothing, and no new job is taken, where it cannot be read."""
+        try:
+            return str(self._base.audit.head())
+        except (SpoolError, OSError) as exc:
+            log.error("audit_not_read", file=self._base.audit.path, why=exc, hint=f"no new job is taken; {HINT}")
+            return ""
 
     def _has_space(self) -> bool:
         """True where the base takes a new job; told apart here, so that none is claimed that would only fail."""
@@ -270,7 +281,9 @@ class Agent:
         if self._refused[run_id] < TAKE_TRIES or may_pass(why, self._base.folder):
             return  # with a full disk, say, every job that waits would be refused, one after the other
         try:
-            message = f"the agent cannot take this job up: {why}"
+            message = f"the agent cannot take this job up: {release.words(self.config, why)}"
+            audit = self._base.audit
+            told(audit, lambda: audit.append("failed", job=job_id, run=run_id, message=message, why=str(why)[:4000]))
             self._server.finish(no_run(self._server.state(job_id), Reason.TRANSFER.value, message))
         except (SpoolError, OSError) as exc:
             log.warning("refusal_not_told", job=job_id, run=run_id, why=exc)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Union
 
-from spool import jsonio, log
+from spool import __version__, jsonio, log
 from spool.agent.client import Client, NotThisApi
 from spool.agent.config import AgentConfig
-from spool.agent.connection import Connection, asked_to_wait
+from spool.agent.connection import AGENT, Connection, asked_to_wait
 from spool.agent.folder import Base
 from spool.agent.published import MARK, PublishedClient
 from spool.agent.published_calls import Calls
@@ -41,10 +42,17 @@ def connect(config: AgentConfig, base: Base, tls: Tls) -> Server:
     """Return the server of `config`; nothing is asked yet."""
     url, token = config.agent["url"], Token(config.token, config.agent["token_file"])
     stall_s = config.agent["stall_s"]
-    calls = Calls(Connection(url, token, tls=tls, stall_s=stall_s))
-    logs_leave = config.release["logs"] == "return"
-    published = PublishedClient(calls, base.folder, user=config.user, logs_leave=logs_leave)
-    return Server(url, Client(url, token, tls=tls, stall_s=stall_s), published, base.control / "protocol.json")
+    agent = f"{AGENT}/{__version__}" if config.agent["tell_version"] else AGENT
+    calls = Calls(Connection(url, token, tls=tls, stall_s=stall_s, agent=agent))
+    logs = None if config.release["logs"] == "withhold" else partial(log_folder, config, base)
+    published = PublishedClient(calls, base.folder, user=config.user, logs=logs, hides=config.redactor.hides)
+    v1 = Client(url, token, tls=tls, stall_s=stall_s, agent=agent)
+    return Server(url, v1, published, base.control / "protocol.json")
+
+
+def log_folder(config: AgentConfig, base: Base, job_id: str, run_id: str) -> Path:
+    """Return the folder whose ``log/`` leaves: of the redacted copies, or the job's own."""
+    return base.logs_of(job_id, run_id) if config.release["logs"] == "redact" else base.folder / job_id
 
 
 class Server:

@@ -39,13 +39,23 @@ def _always() -> None:
 
 
 class PublishedClient:
-    """The adapter over `Calls`. Threads may share one."""
+    """The adapter over `Calls`. Threads may share one.
 
-    def __init__(self, calls: Calls, base: Path, *, user: str = "", logs_leave: bool = False) -> None:
+    `logs` gives, for a job's and a run's id, the folder that holds ``log/``, where logs leave at all; `hides` tells of a name
+    whether it must not be told of.
+    """
+
+    in_one_piece = True  # all files leave with `finish`
+
+    def __init__(
+        self, calls: Calls, base: Path, *, user: str = "", logs: Callable[[str, str], Path] | None = None,
+        hides: Callable[[str], bool] = lambda name: False,
+    ) -> None:  # fmt: skip
         self._calls = calls
         self._base = base
         self._user = user or TOKEN_OWNER
-        self._logs_leave = logs_leave
+        self._logs = logs
+        self._hides = hides
         self._ways: dict[str, Way] = {}
         self._offers: dict[str, JobState] = {}
         self._unreadable: dict[str, int] = {}
@@ -209,12 +219,13 @@ class PublishedClient:
         way.take("calc-end", CALC_END, {"result": ABNORMAL if result.reason or way.steps.refused else CALC_END})
         self._send(way, found)
         way.take("end-send", GOT_RETURN, {"result": "end send"})
-        return {"state": str(State.FAILED if way.steps.refused else final_state(result))}
+        return {"state": str(State.FAILED if way.steps.refused else final_state(result)), "refused": way.steps.refused}
 
     def _results(self, way: Way, result: Result) -> dict[str, Any]:
         params = self._params(result.id)
         wanted = params.wanted if params else ()
-        found = published_files.entries(wanted, result, self._paths(result.id), logs_leave=self._logs_leave)
+        logs = self._logs(result.id, result.run_id) if self._logs else None
+        found = published_files.entries(wanted, result, self._paths(result.id).folder, logs, self._hides)
         size = length_of(found) + ENVELOPE_BYTES
         if size >= MAX_BODY_BYTES:
             why = f"the results have {size} bytes once encoded; the published protocol carries less than {MAX_BODY_BYTES}"

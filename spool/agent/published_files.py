@@ -20,13 +20,11 @@ from spool.errors import InvalidRecord, Refused
 from spool.fields import Fields
 from spool.files import fsync_dir, read_record, remove_tree, sync_tree, write_new
 from spool.names import why_not_carried
-from spool.paths import JobPaths
 from spool.patterns import escape
-from spool.published import ERROR, LOGS, last_part, media_type
+from spool.published import ERROR, LOGS, WITHHELD, last_part, media_type
 from spool.records import FileEntry, Input, Job, Result
 from spool.streams import Source, Stored
 
-WITHHELD = "withheld by the site"
 NOT_WRITTEN = "the command did not write it"
 
 
@@ -123,17 +121,23 @@ def job_of(params: Params, job_id: str, site: str, user: str) -> Job:
 # Results
 
 
-def entries(wanted: tuple[str, ...], result: Result, paths: JobPaths, *, logs_leave: bool) -> dict[str, Any]:
-    """Return ``result_files``: each wanted name and the two logs, with its content or with the reason why it does not come."""
+def entries(
+    wanted: tuple[str, ...], result: Result, folder: Path, logs: Path | None, hides: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Return ``result_files``: each wanted name and the two logs, with its content or with the reason why it does not come.
+
+    ``out/`` lies in `folder`, ``log/`` in `logs` (None: logs do not leave). Of a name that `hides` nothing is told, not even
+    whether there is such a file.
+    """
     here = {entry.path: entry for entry in result.files}
     found: dict[str, Any] = {}
     for name in wanted:
         entry = here.get(f"out/{name}")
-        found[name] = _content(paths, entry) if entry else absent(_why_not(name, result))
+        found[name] = _content(folder, entry) if entry else absent(WITHHELD if hides(name) else _why_not(name, result))
     for name, log in LOGS.items():
         entry = here.get(f"log/{log}")
-        why = result.message if logs_leave else WITHHELD
-        found[name] = _content(paths, entry) if entry else absent(why or "there is none")
+        why = result.message if logs else WITHHELD
+        found[name] = _content(logs, entry) if logs and entry else absent(why or "there is none")
     return found
 
 
@@ -159,14 +163,14 @@ def _why_not(name: str, result: Result) -> str:
     return f"{NOT_WRITTEN} ({result.message})" if result.message else NOT_WRITTEN
 
 
-def _content(paths: JobPaths, entry: FileEntry) -> dict[str, Any]:
+def _content(folder: Path, entry: FileEntry) -> dict[str, Any]:
     """Return the entry of a file whose bytes are compared with the manifest as they are sent (`ChangedAfterSnapshot`)."""
-    snapshot = Snapshot(paths.folder, (entry,), exact=False)
+    snapshot = Snapshot(folder, (entry,), exact=False)
 
     def opened() -> BinaryIO:
         return snapshot.open(entry.path)
 
-    if not os.path.lexists(paths.folder / entry.path):  # the command, which can write to its folder, took it away
+    if not os.path.lexists(folder / entry.path):  # the command, which can write to its folder, took it away
         return absent("gone before it was returned")
     with opened() as file:
         kind, charset = media_type(file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Callable
 
@@ -32,14 +33,26 @@ class Redactor:
         return bool(self._patterns)
 
     def text(self, text: str) -> str:
-        """Return `text` with every match replaced by `REDACTED`."""
+        """Return `text` with every match replaced by `REDACTED`; `REDACTED` alone where it matches in another form of Unicode."""
         for pattern in self._patterns:
             text = pattern.sub(lambda match: REDACTED if match[0] else "", text)
-        return text
+        return text if text.isascii() or not self.finds(text.replace(REDACTED, "\0")) else REDACTED
 
     def finds(self, text: str) -> bool:
-        """True where a pattern matches anything in `text`."""
-        return any(match[0] for pattern in self._patterns for match in pattern.finditer(text))
+        """True where a pattern matches anything in `text`, as it is or composed."""
+        if not self._patterns:
+            return False
+        forms = {text}
+        if not text.isascii():  # a name that macOS decomposed, or that was typed in full width, is the same name to a person
+            forms |= {unicodedata.normalize("NFC", text), unicodedata.normalize("NFKC", text)}
+        return any(match[0] for pattern in self._patterns for form in forms for match in pattern.finditer(form))
+
+    def hides(self, name: str) -> bool:
+        """True where `name`, printable as `spool.manifest` makes it, must not be told: a pattern matches, or nobody can say.
+
+        What was escaped (another encoding, control characters) is no text that a pattern could be held against.
+        """
+        return bool(self._patterns) and ("\\" in name or self.finds(name))
 
     def line(self, line: bytes) -> bytes:
         """Return one line of a log, without its newline, redacted; the same bytes where nothing matches."""
@@ -70,27 +83,51 @@ class RedactedCopy:
     """The redacted copy of a log that grows: `advance` appends to `target_fd` what has become a whole line in `source_fd`.
 
     Both are open files; the copy begins at the start of the source, and the target is emptied. One thread at a time.
+
+    Every line of the copy was a whole line of the source when it was read: where the source was cut or written anew, so that
+    the bytes before the place that was reached are others now, the copy begins anew.
     """
 
     def __init__(self, redact: Callable[[bytes], bytes], source_fd: int, target_fd: int) -> None:
         self._redact = redact
         self._source = source_fd
         self._target = target_fd
+        self._begin()
+
+    def _begin(self) -> None:
+        os.ftruncate(self._target, 0)
         self._read = 0  # bytes of the source that were read
         self._rest = b""  # of these, what is no whole line yet; never longer than a line may be
         self._skips = False  # inside a line that is too long
-        os.ftruncate(target_fd, 0)
         self.size = 0  # bytes of the target
 
     def advance(self, *, finished: bool = False) -> int:
-        """Copy what has come; with `finished` the last line, which may lack its newline. Return the target's size in bytes."""
-        while block := os.pread(self._source, READ_BYTES, self._read):
+        """Copy what has come; with `finished` the last line, which may lack its newline. Return the target's size in bytes.
+
+        What is added while this works is for the next time: a writer without end holds nobody up.
+        """
+        end = os.fstat(self._source).st_size
+        if end < self._read:
+            self._begin()
+        while self._read < end:
+            block = self._next(end)
+            if block is None:
+                self._begin()
+                continue
+            if not block:
+                break
             self._read += len(block)
             self._take(block)
         if finished and (self._rest or self._skips):
             self._put(LONG_LINE if self._skips else self._redact(self._rest))
             self._rest, self._skips = b"", False
         return self.size
+
+    def _next(self, end: int) -> bytes | None:
+        """Return the next block up to `end`, read together with what must stand before it; None where something else does."""
+        before = b"" if self._skips else (b"\n" if self._read > len(self._rest) else b"") + self._rest
+        block = os.pread(self._source, len(before) + min(READ_BYTES, end - self._read), self._read - len(before))
+        return block[len(before) :] if block.startswith(before) else None
 
     def _take(self, block: bytes) -> None:
         *lines, rest = (self._rest + block).split(b"\n")

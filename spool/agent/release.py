@@ -1,25 +1,31 @@
 """What may leave: the outputs asked for, within the site's allow list, minus its deny list, within its caps (docs/security.md).
 
-What leaves is a copy in `out/` that nobody else writes to; what stays is said to be withheld, by name only.
+What leaves is a copy in `out/` that nobody else writes to. What stays is said to be withheld: by its name where the job itself
+wrote that name out, else as a number, because names are data too. Words leave only through `words` and `spoken`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from spool import log
 from spool.agent.config import AgentConfig
 from spool.copying import copy_file
-from spool.errors import Busy, InvalidName, Refused
+from spool.errors import Busy, InvalidName, Refused, SpoolError, StaleRun, TransferFailed
 from spool.files import open_beneath, parent_beneath, remove_tree, sync_tree
 from spool.manifest import HASH_BYTES, hash_files, list_files, match_outputs, matches
 from spool.paths import JobPaths
-from spool.records import FileEntry, Job
+from spool.patterns import literal
+from spool.published import WITHHELD
+from spool.records import FileEntry, Job, Result
 from spool.results import Outputs
 
 LOG_NAMES = ("stdout.txt", "stderr.txt")
-WITHHELD = "withheld by the site"
+UNTOLD = "the site could not carry this job on; its own log says why"
+SPOKEN = (Refused, TransferFailed, StaleRun)  # their words are made for MInt: what a job asked for, no path and no errno
 
 
 def collect(config: AgentConfig, job: Job, paths: JobPaths) -> Outputs:
@@ -27,12 +33,13 @@ def collect(config: AgentConfig, job: Job, paths: JobPaths) -> Outputs:
 
     Raises `Refused` where the caps are exceeded.
     """
-    listing = list_files(paths.work)
-    shown = [item for item in listing.odd if _asked_and_allowed(config, job, item)]
+    listing, redactor = list_files(paths.work), config.redactor
+    asked_odd = [item for item in listing.odd if _asked_and_allowed(config, job, item)]
+    shown = [item for item in asked_odd if not redactor.hides(item.rpartition(": ")[0])]
     wanted, missing = match_outputs(listing.files, job.outputs)
-    released = tuple(name for name in wanted if _may_leave(config, name))
-    withheld = tuple(f"{name}: {WITHHELD}" for name in wanted if name not in released)
-    _check_caps(config, [listing.files[name] for name in released])
+    released = tuple(name for name in wanted if _may_leave(config, name) and not redactor.finds(name))
+    withheld = _withheld(config, job, set(wanted) - set(released), len(asked_odd) - len(shown))
+    check_caps(config, [listing.files[name] for name in released])
     _clear(paths.out)
     paths.out.mkdir(mode=0o700)
     taken, odd = [], shown
@@ -41,20 +48,48 @@ def collect(config: AgentConfig, job: Job, paths: JobPaths) -> Outputs:
             _copy(paths, name)
             taken.append(name)
         except (FileNotFoundError, InvalidName, Busy) as exc:  # a process that the command left behind is still writing
-            odd.append(f"{name}: {exc}")
+            log.warning("not_copied", job=paths.folder.name, file=name, why=exc, hint="does the command leave processes behind?")
+            odd.append(f"{name}: changed while it was copied")
     sync_tree(paths.out)
     entries = tuple(FileEntry(f"out/{item.path}", item.size, item.sha256) for item in hash_files(paths.out, taken))
     return Outputs(entries, missing, withheld, tuple(odd), len(wanted))
 
 
+def _withheld(config: AgentConfig, job: Job, names: set[str], more: int) -> tuple[str, ...]:
+    """Say what stays: a name that the job wrote out is told, unless a pattern of `redact` matches; all others are counted."""
+    known = {name for name in map(literal, job.outputs) if name and not config.redactor.finds(name)}
+    told = [f"{name}: {WITHHELD}" for name in sorted(names & known)]
+    count = len(names - known) + more
+    if count:
+        told.append(f"{count} {'more ' if told else ''}{'file' if count == 1 else 'files'}: {WITHHELD}")
+    if config.release["logs"] == "withhold":
+        told += [f"log/{name}: {WITHHELD}" for name in LOG_NAMES]
+    return tuple(told)
+
+
+def words(config: AgentConfig, exc: Exception) -> str:
+    """Return what may be told to MInt of `exc`: the words of an error that is made for it, redacted, else that there was one."""
+    text = exc.message if isinstance(exc, SPOKEN) and isinstance(exc, SpoolError) else UNTOLD
+    return config.redactor.text(text.replace(str(config.base), "BASE"))
+
+
+def spoken(config: AgentConfig, result: Result) -> Result:
+    """Return `result` with every word in it redacted; the names of its files were judged when they were taken."""
+    redact = config.redactor.text
+    return replace(
+        result, message=redact(result.message), missing=tuple(map(redact, result.missing)),
+        withheld=tuple(map(redact, result.withheld)), not_carried=tuple(map(redact, result.not_carried)),
+    )  # fmt: skip
+
+
 def logs(config: AgentConfig, paths: JobPaths) -> tuple[FileEntry, ...]:
-    """Return the manifest of the logs that may leave. Raises `Refused` where they alone exceed the caps."""
+    """Return the manifest of the logs that leave as they are. Raises `Refused` where they alone exceed the caps."""
     if config.release["logs"] != "return":
         return ()
     if paths.log.is_symlink():
         return ()
     here = [name for name in LOG_NAMES if (paths.log / name).is_file() and not (paths.log / name).is_symlink()]
-    _check_caps(config, [(paths.log / name).stat().st_size for name in here])
+    check_caps(config, [(paths.log / name).stat().st_size for name in here])
     return tuple(_log_entry(paths, name) for name in here)
 
 
@@ -88,12 +123,15 @@ def _may_leave(config: AgentConfig, name: str) -> bool:
     )
 
 
-def _check_caps(config: AgentConfig, sizes: list[int]) -> None:
+def check_caps(config: AgentConfig, sizes: list[int]) -> None:
+    """Raise `Refused`, in words without the sizes, where files of `sizes` (bytes) are more than may leave."""
     max_bytes, max_files = config.release["max_bytes"], config.release["max_files"]
     if max_bytes is not None and sum(sizes) > max_bytes:
-        raise Refused(f"the results have {sum(sizes)} bytes, {max_bytes} may leave", hint="the site's max_bytes decides")
+        log.warning("too_much_to_return", bytes=sum(sizes), max_bytes=max_bytes, hint="see [release] max_bytes")
+        raise Refused("the results have more bytes than the site lets leave", hint="the site's max_bytes decides")
     if max_files is not None and len(sizes) > max_files:
-        raise Refused(f"the results are {len(sizes)} files, {max_files} may leave", hint="the site's max_files decides")
+        log.warning("too_much_to_return", files=len(sizes), max_files=max_files, hint="see [release] max_files")
+        raise Refused("the results are more files than the site lets leave", hint="the site's max_files decides")
 
 
 def _copy(paths: JobPaths, name: str) -> None:

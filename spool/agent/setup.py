@@ -53,6 +53,10 @@ def _findings(config: AgentConfig, args: Arguments) -> Iterator[tuple[str, str]]
     yield from checking.commands(config)
     yield "release", "" if config.release["allow"] else "allows no output to leave: set [release] allow"
     yield f"release by a person: hold = {config.release['hold']}", ""
+    if config.release["scrub"]:
+        program = config.release["scrub"][0]
+        found = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin") and shutil.which("timeout")
+        yield f"scrub {program}", "" if found else "it or timeout (coreutils) is not there or not executable: nothing would leave"
     yield from _base_findings(config)
     yield f"server {config.agent['url']}, token and site", _ask(config, args)
 
@@ -63,6 +67,7 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
         base.open()
         shelf.ready(config)
         install(base.control)
+        base.audit.head()
     except (SpoolError, OSError) as exc:
         yield f"base {config.base}", str(exc)
         return

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import BinaryIO, Callable
 
 from spool import log
+from spool.agent.book import Book
 from spool.agent.protocol import JobClient
-from spool.errors import DigestMismatch, OffsetMismatch, TooLarge, TransferFailed, Unreachable
+from spool.errors import DigestMismatch, OffsetMismatch, SpoolError, TooLarge, TransferFailed, Unreachable
 from spool.files import fsync_dir, open_beneath, parent_beneath, write_all
 from spool.manifest import hash_fd
 from spool.paths import JobPaths
@@ -148,20 +149,24 @@ def _place(target: Path, part: Path, name: str, entry: FileEntry) -> None:
 class Sender:
     """Sends one run's results; the chunk size shrinks where the line or a proxy does not take it.
 
-    `opened` gives the open file of a name in the manifest; none: as it lies there.
+    `opened` gives the open file of a name in the manifest; none: as it lies there, ``log/...`` below `logs` where that is given
+    (the redacted copies). `book` is told before and after.
     """
 
     def __init__(
-        self, client: JobClient, job_id: str, run_id: str, paths: JobPaths, chunk_bytes: int,
-        opened: Callable[[str], BinaryIO] | None = None,
+        self, client: JobClient, job_id: str, run_id: str, paths: JobPaths, chunk_bytes: int, *, book: Book | None = None,
+        logs: Path | None = None, opened: Callable[[str], BinaryIO] | None = None,
     ) -> None:  # fmt: skip
         self._client = client
         self._job_id = job_id
         self._run_id = run_id
         self._paths = paths
         self._chunk_bytes = chunk_bytes
-        self._opened = opened or self._open
+        self._opened = opened or self._as_it_lies
+        self._book = book
+        self._logs = logs
         self._sent: set[str] = set()
+        self._streamed: dict[str, int] = {}
 
     def forget_sent(self) -> None:
         """Take nothing for sent any more: the server found something wrong."""
@@ -169,18 +174,54 @@ class Sender:
 
     def send(self, files: Sequence[FileEntry]) -> None:
         """Send every file of the manifest. Safe to repeat: what the server has is not sent again."""
+        if self._book:
+            self._book.sending(files)
         small = [entry for entry in files if entry.size <= SMALL_BYTES and entry.path.startswith("out/")]
         if len(small) <= MANY:
             small = []
         try:
             for group in _groups([entry for entry in small if entry.path not in self._sent], min(TAR_BYTES, self._chunk_bytes)):
-                self._client.upload_tar(self._job_id, self._run_id, self._tar(group))
+                self._send_tar(group)
+                self._note_sent(group)
                 self._sent.update(entry.path for entry in group)
         except TooLarge as exc:
             log.info("no_tar", job=self._job_id, why=exc)
         for entry in files:
             if entry.path not in self._sent:
                 self.send_file(entry.path, entry.size)
+                self._note_sent([entry])
+
+    def stream(self, name: str, size: int) -> None:
+        """Send the first `size` bytes of a log that may still grow, as far as they are not there."""
+        told = self._streamed.get(name, 0)
+        if size <= told:
+            return
+        if self._book:
+            self._book.streaming(name)
+        self.send_file(name, size)
+        if self._book and not self._client.in_one_piece:
+            self._book.streamed(name, told, size)
+        self._streamed[name] = size
+
+    def _send_tar(self, group: Sequence[FileEntry]) -> None:
+        data = self._tar(group)
+        try:
+            self._client.upload_tar(self._job_id, self._run_id, data)
+        except SpoolError:
+            self._note_cut("out.tar", 0, len(data), len(data))
+            raise
+
+    def _note_sent(self, entries: Sequence[FileEntry]) -> None:
+        if self._book and not self._client.in_one_piece:
+            self._book.sent(entries)
+
+    def _note_cut(self, name: str, here: int, at_most: int, size: int) -> None:
+        if self._book:
+            self._book.cut(name, here, at_most, size)
+
+    def _as_it_lies(self, name: str) -> BinaryIO:
+        folder = self._logs if self._logs and name.startswith("log/") else self._paths.folder
+        return os.fdopen(open_beneath(folder, name, os.O_RDONLY), "rb", buffering=0)
 
     def send_file(self, name: str, size: int) -> None:
         """Send `name` up to `size` bytes (a log may still be growing)."""
@@ -190,7 +231,11 @@ class Sender:
         with self._opened(name) as file:
             while offset < size or size == 0:
                 length = min(self._chunk_bytes, size - offset)
-                offset = self._chunk(name, file, offset, length)
+                try:
+                    offset = self._chunk(name, file, offset, length)
+                except SpoolError:
+                    self._note_cut(name, offset, offset + length, size)
+                    raise
                 if size == 0:
                     return
 
@@ -206,9 +251,6 @@ class Sender:
             if fits:
                 return offset
             raise
-
-    def _open(self, name: str) -> BinaryIO:
-        return os.fdopen(open_beneath(self._paths.folder, name, os.O_RDONLY), "rb")
 
     def _tar(self, group: Sequence[FileEntry]) -> bytes:
         buffer = io.BytesIO()

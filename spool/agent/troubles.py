@@ -6,6 +6,7 @@ import errno
 import subprocess
 from pathlib import Path
 
+from spool.agent.audit import AuditFailed
 from spool.errors import NoSpace, NotAllowed, SpoolError, TooLarge, Unauthorized, Unreachable, from_os_error
 from spool.room import try_to_write
 
@@ -45,4 +46,4 @@ def may_pass(exc: Exception, folder: Path) -> bool:
         exc = try_to_write(folder) or exc
     if isinstance(exc, OSError):
         return exc.errno in _SCARCE
-    return isinstance(exc, (NoSpace, Unreachable, Unauthorized, NotAllowed))
+    return isinstance(exc, (NoSpace, Unreachable, Unauthorized, NotAllowed, AuditFailed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable
 
-from spool.agent import gate, reviewing, signing_in, standing
+from spool.agent import auditing, gate, reviewing, signing_in, standing
 
 Verb = Callable[[list[str], Path], int]
 """Gets the words behind the verb and the program's path; returns the exit code, raises the family's errors."""
@@ -21,4 +21,5 @@ VERBS: dict[str, Verb] = {
     "show": reviewing.show,
     "release": reviewing.release,
     "refuse": reviewing.refuse,
+    "audit": auditing.run,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import time
 from typing import Callable
@@ -10,8 +11,10 @@ from spool import log
 from spool.agent import pins, policy, release, signed, walls
 from spool.agent.config import Command, walled
 from spool.agent.hands import Hands
+from spool.agent.redacted import RedactedLogs
 from spool.agent.troubles import may_pass
 from spool.errors import SpoolError
+from spool.records import FileEntry
 from spool.runner import RunStatus, write_run
 from spool.states import State
 
@@ -70,8 +73,9 @@ class Watcher(Hands):
             order = policy.allow(self._config, self._job(), self.local.state, self.local.paths.work)
             pins.check(self._command(), self.local.state.id)
             self._write_run(order)
-            walls.open_way(self._command(), self.local)
             signed.check_start(self._keeper, self.local)
+            self._book.start(order.argv)  # durable before the command is
+            walls.open_way(self._command(), self.local)
             status = self._runner.start(folder, order.site_env)
             log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
             self._launched = True
@@ -128,13 +132,36 @@ class Watcher(Hands):
 
     def _stream_log(self) -> None:
         """Send what the log has grown by. Whatever fails here is made up for when the results are returned."""
-        if self._config.release["logs"] != "return" or self._config.release["hold"]:
-            return  # with hold nobody knows yet whether it may leave
+        law = self._config.release
+        if law["logs"] == "withhold" or law["scrub"] or law["hold"]:  # scrub may clean the logs; with hold nobody knows yet
+            return
         try:
-            for name in release.LOG_NAMES:
-                path = self.local.paths.log / name
-                size = path.stat().st_size if path.exists() else 0
+            for name, size in self._log_sizes().items():
                 if size:
-                    self._sender().send_file(f"log/{name}", size)
+                    self._sender().stream(f"log/{name}", size)
         except (SpoolError, OSError) as exc:
             log.debug("log_not_sent", job=self.local.state.id, why=exc)
+
+    def _log_sizes(self) -> dict[str, int]:
+        """Return how much of each log may leave by now, in bytes."""
+        if self._config.release["logs"] == "redact":
+            return self._redacted.advance()
+        paths = {name: self.local.paths.log / name for name in release.LOG_NAMES}
+        return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
+
+    def _final_logs(self) -> tuple[FileEntry, ...]:
+        """Return the manifest of the logs that leave; the redacted copies are made anew for it."""
+        if self._config.release["logs"] != "redact":
+            return release.logs(self._config, self.local.paths)
+        held = bool(self._config.release["hold"])
+        entries = self._redacted.finish(own=held)
+        release.check_caps(self._config, [entry.size for entry in entries])
+        if held:
+            self._redacted.lay_out(entries)
+        return entries
+
+    @functools.cached_property
+    def _redacted(self) -> RedactedLogs:
+        state = self.local.state
+        folder = self._base.logs_of(state.id, state.run_id)
+        return RedactedLogs(folder, self.local.paths, self._config.redactor, release.LOG_NAMES)

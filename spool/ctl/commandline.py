@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check", "help_check")
     _option(check, "--repair", "help_repair", action="store_true")
     _option(check, "--json", "help_json", action="store_true")
+    audit = add("audit", "help_audit")
+    _option(audit, "site", "help_audit_site", metavar="SITE")
+    _option(audit, "--json", "help_json", action="store_true")
     return parser
 
 

@@ -65,6 +65,11 @@ HELP: dict[str, tuple[str, str]] = {
         "再投入を含む実行回数の上限(既定: 無制限、--signでは3)",
     ),
     "help_check": ("examine the spool; exit 0 where it is healthy", "スプールを検査する。正常なら終了コード0"),
+    "help_audit": (
+        "list the heads of its audit log that a site has told; --json for spool_agent.py audit verify --head @FILE",
+        "サイトが伝えた監査ログの末尾を一覧する。--jsonはspool_agent.py audit verify --head @FILEに渡せる",
+    ),
+    "help_audit_site": ("the site", "サイト"),
     "help_repair": (
         "put right what a crash has left; only by the owner of the spool, at any time",
         "異常終了が残したものを修復する(スプールの所有者のみ、いつでも可)",

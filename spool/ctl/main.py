@@ -15,6 +15,7 @@ from typing import Callable
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
+from spool import jsonio
 from spool.creation import SPOOL_UMASK
 from spool.ctl import checking, exits, holding, loggingin, tokenfile, userfile
 from spool.ctl.backend import Backend, Usage, Wanted
@@ -23,13 +24,16 @@ from spool.ctl.fetching import fetch
 from spool.ctl.folder import FolderBackend
 from spool.ctl.http import Api, check_url, read_token
 from spool.ctl.listing import facts_lines, facts_object, jobs_table, print_json, summary
-from spool.ctl.messages import note, say
+from spool.ctl.messages import note, say, text
 from spool.ctl.progress import drawing
 from spool.ctl.remote import RemoteBackend
 from spool.ctl.submission import fixed, job_of
 from spool.ctl.waiting import LogFollower, Waiter, tell_error
 from spool.errors import Busy, ConfigError, Conflict, SpoolError, from_os_error
+from spool.manifest import printable
 from spool.memory import keep_private
+from spool.names import check_site
+from spool.server.heads import read_heads
 from spool.signatures import sign
 from spool.states import FINAL, State
 from spool.tls import Tls
@@ -65,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.command_name == "check":
         return checking.run(_root(args), as_json=args.json, repair=args.repair)
+    if args.command_name == "audit":
+        return _audit(args, FolderBackend(_root(args)))
     if args.command_name == "token":
         return tokenfile.run(args, FolderBackend(_root(args)))
     if args.command_name == "user":
@@ -78,6 +84,18 @@ def _run(args: argparse.Namespace) -> int:
         "requeue": _requeue,
     }  # fmt: skip
     return commands[args.command_name](args, _backend(args))
+
+
+def _audit(args: argparse.Namespace, backend: FolderBackend) -> int:
+    """Print the heads of its agents' audit logs that a site has told, oldest first."""
+    path = backend.paths.heads(check_site(args.site))
+    for told in read_heads(path):
+        back = f" {text('audit_back', before=told['before'])}" if isinstance(told.get("before"), str) else ""
+        line = f"{told['at']} {told['user']} {told['agent']} {told['head']}{back}"
+        print(jsonio.dumps_line(told).decode().rstrip() if args.json else printable(line))
+    if not path.exists():
+        note("audit_none", site=args.site)
+    return exits.DONE
 
 
 def _backend(args: argparse.Namespace) -> Backend:
@@ -204,9 +222,9 @@ def _requeue(args: argparse.Namespace, backend: Backend) -> int:
 def _each(given: list[str], backend: Backend, act: Callable[[str], None]) -> int:
     """Act on every job; one that cannot be is told and does not stop the others."""
     codes = []
-    for text in given:
+    for word in given:
         try:
-            act(backend.full_id(text))
+            act(backend.full_id(word))
         except SpoolError as exc:
             tell_error(exc)
             codes.append(exits.of_error(exc))

@@ -81,6 +81,8 @@ _SAID: Catalogue = {
     "requeued": ("{id}  queued again, attempt {attempt}", "{id}  再投入しました({attempt}回目)"),
     # Listing and showing
     "ls_more": ("{shown} of {total} jobs; --limit N shows more", "{total}件中{shown}件。--limit Nで増やせます"),
+    "audit_none": ("Site {site} has told no head of an audit log", "サイト{site}は監査ログの末尾を伝えていません"),
+    "audit_back": ("(WENT BACK from {before})", "(戻った:以前は{before})"),
     "ls_none": ("No jobs", "ジョブはありません"),
     "col_id": ("ID", "ID"),
     "col_state": ("STATE", "状態"),

@@ -9,6 +9,7 @@ from spool import jsonio, log
 from spool.errors import Twin
 from spool.files import replace_file
 from spool.instants import utc_now
+from spool.server.heads import Heads
 from spool.server.request import Request
 from spool.store import Store
 
@@ -29,6 +30,7 @@ class Contacts:
         self._standings: dict[AgentKey, str] = {}
         self._instances: dict[AgentKey, tuple[str, int]] = {}
         self._twins: set[tuple[AgentKey, str]] = set()
+        self._heads = Heads(store.paths)
         self.started = time.monotonic()
 
     def note(self, key: AgentKey, request: Request) -> bool:
@@ -36,6 +38,8 @@ class Contacts:
         newest = self._hear(key, request.order)
         current = request.order >= newest
         self._write(key, request.version, request.standing if current else None)
+        if request.audit and current:
+            self._heads.note(key, request.audit, last_word=request.leaving)
         return current
 
     def check_alone(self, key: AgentKey, request: Request) -> None:

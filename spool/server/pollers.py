@@ -19,7 +19,7 @@ from spool.files import open_beneath, read_record, remove_tree, replace_file, sy
 from spool.incoming import Digests, Incoming
 from spool.manifest import hash_fd
 from spool.patterns import literal
-from spool.published import ABNORMAL, CALC_END, ERROR
+from spool.published import ABNORMAL, CALC_END, ERROR, WITHHELD
 from spool.records import CANCELED, FileEntry, Job, JobState, Result
 from spool.results import accept
 from spool.server.published_forms import why_not_for_a_poller
@@ -295,10 +295,14 @@ class Pollers:
         kept = [name for name, kind in trace.media.items() if kind[0] != ERROR] if trace.returned else []
         missing = [name for name in map(literal, job.outputs) if name and f"out/{name}" not in kept]
         reason, message = _verdict(job, trace, missing)
+        stays = [name for name, kind in trace.media.items() if kind == [ERROR, WITHHELD]] if trace.returned else []
+        withheld = tuple(f"{name[4:] if name.startswith('out/') else name}: {WITHHELD}" for name in stays)
+        missing = [name for name in missing if f"out/{name}" not in stays]
         return Result(
             id=state.id, run_id=state.run_id, attempt=state.attempt, exit_code=0 if trace.end == CALC_END else None,
             reason=reason, message=message, started_at=state.started_at, finished_at=state.changed_at,
-            files=tuple(self._entry(state, name) for name in kept), missing=tuple(missing), extra={"media": dict(trace.media)},
+            files=tuple(self._entry(state, name) for name in kept), missing=tuple(missing), withheld=withheld,
+            extra={"media": dict(trace.media)},
         )  # fmt: skip
 
     def _entry(self, state: JobState, name: str) -> FileEntry:

@@ -215,7 +215,7 @@ def _why_missing(path: str, name: str, result: Result | None, media: Mapping[str
     if isinstance(told, list) and _media(told)[0] == ERROR:
         return _media(told)[1] or _NO_REASON
     for remark in (*result.withheld, *result.not_carried) if result else ():
-        if remark.startswith(f"{name}: "):
+        if remark.startswith((f"{name}: ", f"{path}: ")):
             return remark.partition(": ")[2]
     if state.state != State.COMPLETED:
         return state.message or state.reason or str(state.state)

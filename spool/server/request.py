@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from spool.names import check_id, check_site, check_user
 MAX_WAIT_S = 25.0
 MAX_ROOM = 1000
 STANDINGS = ("paused", "draining", "stopped")  # what a site's own operator has ordered there; nothing: it works
+_HEAD = re.compile(r"(0|[1-9][0-9]{0,14}):[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class Held:
         )
 
 
+def _head(text: str) -> str:
+    """Return the head of an agent's audit log (``NUMBER:SHA-256``), or nothing, as it was told."""
+    if text and not _HEAD.fullmatch(text):
+        raise InvalidRequest("audit must be NUMBER:64 hexadecimal digits", hint="see docs/protocol.md, sync")
+    return text
+
+
 @dataclass(frozen=True)
 class Request:
     """A sync request."""
@@ -56,6 +65,7 @@ class Request:
     room: int
     wait_s: float
     version: str
+    audit: str
     leaving: bool
     standing: str
     epoch: str
@@ -79,6 +89,7 @@ class Request:
             room=min(MAX_ROOM, fields.integer("room", 0, low=0)),
             wait_s=min(MAX_WAIT_S, float(fields.integer("wait_s", 0, low=0))),
             version=fields.string("version", ""),
+            audit=_head(fields.string("audit", "")),
             leaving=fields.boolean("leaving", False),
             standing=_standing(fields.string("standing", "")),
             epoch=fields.string("epoch", ""),

@@ -293,10 +293,11 @@ def test_check_finds_nothing(company: Company) -> None:
         (lambda company: company.commands.clear(), "no command"),
         (lambda company: company.commands.update(x={"argv": "/no/such/solver"}), "/no/such/solver"),
         (lambda company: setattr(company, "release", {"logs": "return"}), "no output"),
+        (lambda company: setattr(company, "release", {"allow": "*", "scrub": "/no/such/scrub"}), "/no/such/scrub"),
         (lambda company: company.options.update(min_free="900T"), "min_free"),
         (lambda company: company.options.update(url="http://127.0.0.1:1"), "127.0.0.1:1"),
     ],
-    ids=["no command", "no solver", "nothing leaves", "no space", "no server"],
+    ids=["no command", "no solver", "nothing leaves", "no scrub", "no space", "no server"],
 )
 def test_check_finds(company: Company, change: Callable[[Company], object], told: str) -> None:
     change(company)

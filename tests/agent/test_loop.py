@@ -141,12 +141,13 @@ def test_logs_are_withheld_by_default(company: Company) -> None:
     assert not any(b"confidential" in data for name, data in files_below(mint).items() if not name.endswith("job.json"))
 
 
-def test_withheld_outputs_are_named(company: Company) -> None:
+def test_withheld_outputs_are_named_or_counted(company: Company) -> None:
     company.release = {"allow": "*.dat", "deny": "secret*"}
     company.start()
-    job = company.sh("echo 1 > a.dat; echo 2 > secret.dat; echo 3 > b.frd", outputs=("*.dat", "*.frd"))
+    job = company.sh("echo 1 > a.dat; echo 2 > secret.dat; echo 3 > b.frd", outputs=("*.dat", "b.frd"))
     assert company.completed(job) == {"a.dat": b"1\n"}
-    assert company.result(job)["withheld"] == ["b.frd: withheld by the site", "secret.dat: withheld by the site"]
+    logs = ["log/stdout.txt: withheld by the site", "log/stderr.txt: withheld by the site"]
+    assert company.result(job)["withheld"] == ["b.frd: withheld by the site", "1 more file: withheld by the site", *logs]
     assert b"2\n" not in files_below(company.rig.job(job)).values()
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from components.rig import Section, write_ini
 from spool.agent import release
 from spool.agent.config import AgentConfig, read_config
-from spool.errors import Refused
+from spool.errors import Busy, ConfigError, InvalidRecord, NotAllowed, Refused
 from spool.paths import JobPaths
-from spool.records import Job
+from spool.records import Job, Result
 from spool.results import Outputs
+
+LOGS_STAY = ("log/stdout.txt: withheld by the site", "log/stderr.txt: withheld by the site")
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def test_only_what_is_asked_for_and_allowed(paths: JobPaths) -> None:
     leaves(paths, "a.dat", "b.dat", "c.frd", "secret.inp", "other.txt")
     found = collect(paths, "*.dat", "*.inp", "*.sta", allow="a.dat *.frd *.inp", deny="secret.*")
     assert names(found) == ["a.dat"] == copied(paths)
-    assert found.withheld == ("b.dat: withheld by the site", "secret.inp: withheld by the site")
+    assert found.withheld == ("2 files: withheld by the site", *LOGS_STAY), "their names were not in the job"
     assert found.missing == ("*.sta",)
     assert found.found == 3
 
@@ -202,9 +207,9 @@ def test_caps(paths: JobPaths) -> None:
     for name, size in (("a.dat", 600), ("b.dat", 400)):
         (paths.work / name).write_bytes(bytes(size))
     assert len(collect(paths, "*", max_bytes="1000", max_files=2).files) == 2
-    with pytest.raises(Refused, match="1000 bytes"):
+    with pytest.raises(Refused, match="more bytes than"):
         collect(paths, "*", max_bytes="999")
-    with pytest.raises(Refused, match="2 files"):
+    with pytest.raises(Refused, match="more files than"):
         collect(paths, "*", max_files=1)
     assert len(collect(paths, "*", max_bytes="600", deny="b.*").files) == 1, "what stays does not count"
 
@@ -259,3 +264,69 @@ def test_a_log_that_is_still_written_to_is_taken_as_it_is(paths: JobPaths) -> No
         writer.join()
     assert paths.stdout.stat().st_size > entry.size >= 64 * 1024 * 1024
     assert entry.sha256 == hashlib.sha256(paths.stdout.read_bytes()[: entry.size]).hexdigest()
+
+
+# ---- names and words
+
+
+def test_a_name_that_the_job_wrote_out_is_told(paths: JobPaths) -> None:
+    leaves(paths, "a.dat", "b.dat", "c.dat")
+    found = collect(paths, "b.dat", "[c].dat", "a*", allow="x", logs="return")
+    assert found.withheld == ("b.dat: withheld by the site", "c.dat: withheld by the site", "1 more file: withheld by the site")
+    assert (names(found), found.missing, found.found) == ([], (), 3)
+
+
+def test_a_name_that_a_pattern_matches_does_not_leave_and_its_file_neither(paths: JobPaths) -> None:
+    leaves(paths, "good.dat", "顧客A.dat", "d/顧客A/x.dat", "顧客\uff21.dat", "e\u0301tude.dat")
+    os.symlink("/etc/passwd", paths.work / "顧客A-link.dat")
+    with open(os.path.join(os.fsencode(paths.work), "顧客A".encode("cp932") + b".dat"), "wb"):
+        pass
+    found = collect(paths, "**", "顧客A.dat", logs="return", redact=["顧客A", "étude"])
+    assert names(found) == ["good.dat"] == copied(paths)
+    assert found.withheld == ("6 files: withheld by the site",), "4 files by their names, a link, and one that nobody can read"
+    assert (found.not_carried, found.found) == ((), 5)
+
+
+PATTERNS = ["secret-[0-9]+", "顧客[A-Z]", "(?i)licen[cs]e", "x{3,}"]
+WORDS = ["secret-1", "secret-", "7", "顧客", "A", "B", "LICENSE", "xx", "x", "/", ".dat", "é", "ok"]
+PIECES = st.lists(st.sampled_from(WORDS), max_size=7)
+
+
+@pytest.fixture(scope="module")
+def patterned(tmp_path_factory: pytest.TempPathFactory) -> AgentConfig:
+    return read_config(write_ini(tmp_path_factory.mktemp("words") / "agent.ini", {"release": {"redact": PATTERNS}}))
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=PIECES.map("".join), missing=PIECES.map("".join), message=PIECES.map(" ".join))
+def test_no_pattern_matches_in_any_word_that_leaves(patterned: AgentConfig, name: str, missing: str, message: str) -> None:
+    result = Result(
+        id="a", run_id="b", attempt=1, message=message, missing=(missing,), withheld=(f"{name}: {release.WITHHELD}",),
+        not_carried=(f"{name}: is a link",),
+    )  # fmt: skip
+    told = release.spoken(patterned, result)
+    texts = [told.message, *told.missing, *told.withheld, *told.not_carried, release.words(patterned, Refused(message))]
+    for text in texts:
+        assert not any(re.search(pattern, text) for pattern in PATTERNS), text
+    if not any(re.search(pattern, message) for pattern in PATTERNS):
+        assert told.message == message
+
+
+def test_what_nobody_made_for_mint_is_not_told(paths: JobPaths) -> None:
+    config = rules(paths)
+    secret = "/opt/company/secret"
+    for exc in (OSError(13, "denied", secret), ValueError(secret), Busy(secret), InvalidRecord(secret), NotAllowed(secret)):
+        assert release.words(config, exc) == release.UNTOLD
+    assert release.words(config, Refused(f"{config.base}/x is not allowed")) == "BASE/x is not allowed"
+
+
+@pytest.mark.parametrize("text", ["[", "a\n(?P<", "a{99999999999}"])
+def test_patterns_that_are_none_are_refused(paths: JobPaths, text: str) -> None:
+    with pytest.raises(ConfigError, match="redact"):
+        rules(paths, redact=text)
+
+
+def test_redacted_logs_need_a_pattern(paths: JobPaths) -> None:
+    with pytest.raises(ConfigError, match="redact"):
+        rules(paths, logs="redact")
+    assert len(rules(paths, logs="redact", redact=["a b", "c"]).release["redact"]) == 2

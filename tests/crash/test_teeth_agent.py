@@ -15,6 +15,7 @@ import pytest
 from components.rig import write_ini
 from components.waiting import wait_until
 from server.spools import SITE, USER, job_json
+from spool.agent.audit import Audit, Head
 from spool.agent.carrier import Carrier
 from spool.agent.config import AgentConfig, read_config
 from spool.agent.folder import Base, LocalJob
@@ -30,6 +31,8 @@ ENDED = RunStatus("exited", exit_code=0, started_at=1, finished_at=2)
 
 class Watched:
     """Runner and server in one; `seen` has each call, the state on the disk at that time, and whether result.json was there."""
+
+    in_one_piece = False
 
     def __init__(self, local: LocalJob) -> None:
         self.local = local
@@ -102,7 +105,9 @@ def watched(tmp_path: Path) -> Watched:
 @pytest.fixture
 def carrier(watched: Watched, config: AgentConfig) -> Iterator[Carrier]:
     anyone: Any = watched
-    made = Carrier(watched.local, anyone, config, anyone, lambda: None)
+    base = Base(watched.local.paths.folder.parent)
+    base.open()
+    made = Carrier(watched.local, anyone, config, anyone, lambda: None, base)
     yield made
     made.leave()
     made.join(10)
@@ -251,3 +256,33 @@ def test_a_new_run_begins_with_nothing_of_the_former(tmp_path: Path) -> None:
     assert kept == [name for name in left if name != "job.json"]
     with contextlib.suppress(FileNotFoundError):
         assert local.result() is None
+
+
+@pytest.mark.parametrize(
+    ("event", "act", "done"), [("receipt", "start", []), ("start", "start", []), ("measured", "finish", ["start"])]
+)
+def test_the_act_waits_for_its_event(
+    carrier: Carrier, watched: Watched, monkeypatch: pytest.MonkeyPatch, event: str, act: str, done: list[str]
+) -> None:
+    """Where the audit log takes nothing, nothing goes on that it must tell of; it is tried again."""
+    real = Audit.append_all
+    before: list[list[str]] = []
+
+    def append_all(self: Audit, events: list[tuple[str, dict[str, Any]]]) -> Head:
+        if any(word == event for word, _ in events) and not before:
+            before.append(watched.called())
+            raise OSError(28, "no space")
+        return real(self, events)
+
+    monkeypatch.setattr(Audit, "append_all", append_all)
+    carry(carrier, "start")
+    assert before == [done], f"{act} came before {event} was told"
+    assert watched.called() == ["start", "finish"]
+
+
+def test_a_refusal_waits_for_its_event(carrier: Carrier, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watched, "job_bytes", lambda self, job_id: job_json(command="other", inputs=None, outputs=None))
+    carry(carrier, "start")
+    (control,) = watched.local.paths.folder.parent.glob(".mint-spool-*")
+    told = [json.loads(line)["event"] for line in (control / "audit.jsonl").read_bytes().splitlines()]
+    assert (told, watched.called()) == (["receipt", "refused"], ["finish"])

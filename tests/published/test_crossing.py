@@ -11,6 +11,7 @@ import pytest
 from components.sshd import Sshd
 from published.conftest import COMMAND, SITE, Institute, done, first, told
 from published.their_poller import STDERR, STDOUT
+from spool.published import WITHHELD
 
 FILES = {"in.dat": "計算\n".encode(), "bin.dat": bytes(range(256)), "empty.dat": b""}
 SCRIPT = "cat in.dat bin.dat empty.dat >出力.dat; echo said; echo also >&2; : >empty.out"
@@ -107,7 +108,7 @@ def test_what_the_site_withholds_is_said_to_be_withheld(institute: Institute) ->
     assert found["出力.dat"]["mimetype1"] == "Error"
     assert "withheld" in found["出力.dat"]["mimetype2"]
     assert found["empty.out"]["mimetype1"] == "inode/x-empty;"
-    assert {found[name]["mimetype1"] for name in (STDOUT, STDERR)} == {"Error"}
+    assert {(found[name]["mimetype1"], found[name]["mimetype2"]) for name in (STDOUT, STDERR)} == {("Error", WITHHELD)}
 
 
 def test_arguments_and_variables_of_v1_are_quoted_for_a_poller(institute: Institute) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from published.conftest import COMMAND, SITE, Institute, done, first, told
 from published.their_poller import STDERR, STDOUT
+from spool.published import WITHHELD
 
 ALL_BYTES = bytes(range(256)) * 40
 
@@ -331,3 +332,16 @@ def test_no_such_call(institute: Institute) -> None:
 def test_answers_are_printed_raw(institute: Institute, tmp_path: Path) -> None:
     job = institute.registered(outputs=["出力.dat"])
     assert "出力.dat" in institute.poller().params(job).text
+
+
+def test_what_a_poller_withholds_is_said_to_be_withheld_in_v1_too(institute: Institute) -> None:
+    poller = institute.poller()
+    job = institute.registered()
+    for step in (poller.params, poller.params_complete, poller.start):
+        step(job)
+    poller.end(job, "calc end")
+    stays = {"content": "", "mimetype1": "Error", "mimetype2": WITHHELD}
+    poller.send_results(job, {"out.dat": stays, STDOUT: stays, STDERR: {**stays, "mimetype2": "no such file"}})
+    poller.end_send(job)
+    result = json.loads((institute.rig.job(job) / "result.json").read_bytes())
+    assert (result["withheld"], result["missing"]) == ([f"out.dat: {WITHHELD}", f"log/stdout.txt: {WITHHELD}"], [])

@@ -122,6 +122,14 @@ def test_a_torn_line_that_is_removed_later_is_found(tmp_path: Path) -> None:
         assert verify(audit.path, (head,))[1]
 
 
+def test_a_base_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    audit = Audit(tmp_path / "gone" / "audit.jsonl")
+    for call in (audit.head, lambda: audit.append("received")):
+        with pytest.raises(FileNotFoundError):
+            call()
+    assert not (tmp_path / "gone").exists()
+
+
 def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     os.mkfifo(tmp_path / "pipe")

@@ -92,3 +92,40 @@ def test_a_line_of_two_byte_characters_stays_whole(tmp_path: Path, redactor: Red
 def test_without_a_pattern_nothing_is_changed(tmp_path: Path) -> None:
     data = os.urandom(50_000) + b"\n" + "結果".encode() * 1000
     assert copy_in_pieces(tmp_path, Redactor([]), [data]) == data
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    logs=st.lists(st.lists(st.sampled_from([SECRET, "a", "\n", "単結", "晶-77", "31\n"]), max_size=12), min_size=2, max_size=4)
+)
+def test_a_log_that_is_written_anew_is_copied_anew(tmp_path_factory: pytest.TempPathFactory, logs: list[list[str]]) -> None:
+    """Cut and written again, of any length: each line of the copy was a whole line of one of the logs, redacted."""
+    folder = tmp_path_factory.mktemp("redaction")
+    redactor = Redactor(PATTERNS)
+    source = os.open(folder / "source", os.O_RDWR | os.O_CREAT)
+    target = os.open(folder / "target", os.O_RDWR | os.O_CREAT)
+    copy = RedactedCopy(redactor.line, source, target)
+    lines: set[bytes] = set()
+    for pieces in logs:
+        data = "".join(pieces).encode()
+        os.ftruncate(source, 0)
+        os.pwrite(source, data, 0)
+        copy.advance()
+        lines |= {redactor.line(line) for line in data.split(b"\n")[:-1]}
+        held = (folder / "target").read_bytes()
+        assert SECRET.encode() not in held
+        assert held in (b"", b"\n".join([*held.split(b"\n")[:-1], b""]))
+        assert set(held.split(b"\n")[:-1]) <= lines
+    os.close(source)
+    os.close(target)
+
+
+def test_names_in_another_form_of_unicode(redactor: Redactor) -> None:
+    strict = Redactor([re.compile("étude"), re.compile("顧客A")])
+    for text in ("e\u0301tude.dat", "顧客\uff21.dat"):
+        assert strict.finds(text)
+        assert strict.text(text) == REDACTED
+        assert strict.hides(text)
+    assert strict.text("étude e\u0301tude") == REDACTED
+    assert strict.hides("\\x8c\\xda")
+    assert not Redactor([]).hides("\\x8c\\xda")
