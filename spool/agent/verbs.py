@@ -1,4 +1,4 @@
-"""The agent's verbs beside its loop, each with a command line of its own: `spool_agent.py VERB` (docs/agent.md, "Command line")."""
+"""The agent's verbs beside its loop, each with its own command line: `spool_agent.py VERB` (docs/agent.md, "Command line")."""
 
 from __future__ import annotations
 
