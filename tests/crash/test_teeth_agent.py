@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from components.rig import write_ini
 from components.waiting import wait_until
 from server.spools import SITE, USER, job_json
+from spool.agent import watching
 from spool.agent.audit import Audit, Head
 from spool.agent.carrier import Carrier
 from spool.agent.config import AgentConfig, read_config
@@ -286,3 +288,21 @@ def test_a_refusal_waits_for_its_event(carrier: Carrier, watched: Watched, monke
     (control,) = watched.local.paths.folder.parent.glob(".mint-spool-*")
     told = [json.loads(line)["event"] for line in (control / "audit.jsonl").read_bytes().splitlines()]
     assert (told, watched.called()) == (["receipt", "refused"], ["finish"])
+
+
+def test_what_went_wrong_at_the_site_is_not_told(carrier: Carrier, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of an exception names paths of the site, or what a command has written."""
+    monkeypatch.setattr(watching, "RUNNER_PAUSE_S", 0.0)
+
+    def status(self: Watched, folder: Path) -> RunStatus:
+        if "start" in self.called():
+            raise subprocess.CalledProcessError(1, "sh", stderr=f"runner: {folder}/run: 顧客A")
+        return self.status_now
+
+    watched.starts_as = RunStatus("running", pid=1)
+    monkeypatch.setattr(Watched, "status", status)
+    carry(carrier, "start")
+    (result,) = watched.results
+    assert (result.reason, result.message) == (
+        "lost", "what the command left cannot be used, and it was stopped where it still ran"
+    )  # fmt: skip
