@@ -102,7 +102,7 @@ class Audit:
     @contextlib.contextmanager
     def _held(self) -> Iterator[int]:
         os.stat(self.path.parent)  # a base that is gone for a while must not begin anew: filelock would make the folder
-        with file_lock(self._lock), self._open() as fd:
+        with file_lock(self._lock, mode=0o600), self._open() as fd:
             yield fd
 
     @contextlib.contextmanager

@@ -93,7 +93,7 @@ def _open(base: Base) -> str:
     path = base.control / "gate.json"
     with contextlib.suppress(FileNotFoundError):
         return Fields(jsonio.loads(read_record(path, 65536), "gate.json"), "gate.json").string("id")
-    with file_lock(base.control / "lock", timeout_s=LOCK_S):
+    with file_lock(base.control / "lock", timeout_s=LOCK_S, mode=0o600):
         if not path.exists():
             replace_file(path, jsonio.dumps({"format": 1, "id": f"gate-{os.urandom(8).hex()}"}), mode=0o600)
     return _open(base)
@@ -138,7 +138,7 @@ def _hello(config: AgentConfig, own_id: str) -> dict[str, Any]:
 def _the_only_one(base: Base, job_id: str) -> Iterator[None]:
     """Hold the job for this session; a session whose line is dead ends by itself after `stall_s`."""
     try:
-        with file_lock(base.control / "gate" / f"{job_id}.lock", timeout_s=LOCK_S):
+        with file_lock(base.control / "gate" / f"{job_id}.lock", timeout_s=LOCK_S, mode=0o600):
             yield
     except Busy as exc:
         raise Busy("another session has this job in hand", hint="it is tried again") from exc

@@ -54,7 +54,7 @@ class Ledger:
 
     def check(self, claim: Claim, job: Job) -> None:
         """Raise `Refused` where the job has expired, its run was started before, or its attempts are used up."""
-        with file_lock(self._lock):
+        with file_lock(self._lock, mode=0o600):
             now, jobs = self._read()
             self._write(now, jobs)
             _judge(claim, job, now, jobs)
@@ -63,7 +63,7 @@ class Ledger:
 
     def start(self, claim: Claim, job: Job) -> None:
         """Note, durably, that this run is about to be started; raise as `check`. The repeat for the same run changes nothing."""
-        with file_lock(self._lock):
+        with file_lock(self._lock, mode=0o600):
             now, jobs = self._read()
             runs = list(jobs.get(claim.id, {}).get("runs", ()))
             if claim.run_id not in runs:

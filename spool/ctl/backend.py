@@ -64,11 +64,11 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def submit(
-        self, job: Job, sources: Mapping[str, Path], progress: Progress, *, document: bytes, signature: bytes | None
+        self, job: Job, sources: Mapping[str, Path], progress: Progress, *, document: bytes = b"", signature: bytes | None = None
     ) -> JobState | None:
         """Hand in `job` (its id is set) with its input files; None where nobody has accepted it yet. `Rejected` where refused.
 
-        `document` are the bytes of its job.json; where there is a `signature` they arrive as they are.
+        `document` are the bytes of its job.json (none: as `job` is encoded); with a `signature` they arrive as they are.
         """
 
     @abc.abstractmethod

@@ -49,11 +49,14 @@ class FolderBackend(Backend):
     # Submitting
 
     def submit(
-        self, job: Job, sources: Mapping[str, Path], progress: Progress, *, document: bytes, signature: bytes | None
+        self, job: Job, sources: Mapping[str, Path], progress: Progress, *, document: bytes = b"", signature: bytes | None = None
     ) -> JobState | None:
         """Hand the job in by rename into `drop/`, then have it accepted. All or nothing; safe to repeat with the same id."""
         before = self._rejected(job.id)
-        self._drop(job, sources, progress, {"job.json": document, **({"job.json.sig": signature} if signature else {})})
+        documents = {"job.json": document or job.encode()}
+        if signature:
+            documents["job.json.sig"] = signature
+        self._drop(job, sources, progress, documents)
         state = self._accept(job.id)
         return state if state is not None else self._await_accepting(job.id, before)
 

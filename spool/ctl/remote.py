@@ -43,7 +43,7 @@ class RemoteBackend(Backend):
     # Submitting
 
     def submit(
-        self, job: Job, sources: Mapping[str, Path], progress: Progress, *, document: bytes, signature: bytes | None
+        self, job: Job, sources: Mapping[str, Path], progress: Progress, *, document: bytes = b"", signature: bytes | None = None
     ) -> JobState | None:
         """Register, sign, upload, enqueue. Safe to repeat with the same id and files: it goes on where it stopped."""
         if signature is None:

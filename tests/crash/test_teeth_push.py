@@ -172,13 +172,13 @@ def test_a_damaged_runner_is_sent_again(run_of: Any) -> None:
 # ---- at MInt
 
 
-class Site:
+class Site(AtSite):
     """What `carry` asks of a site: it notes what the store says then."""
 
     def __init__(self, store: Store, state: JobState) -> None:
         self.store, self.job_id, self.run_id = store, state.id, state.run_id
         self.folder, self.base, self.disk = "/nowhere", "/", ""
-        self.connection = Here()
+        self.connection = cast(Any, Here())
         self.at_start = ""
         self.word = "new"
 
@@ -210,7 +210,7 @@ def trip(folder: Path) -> Trip:
     made = quick_job(store, outputs=("*.dat",))
     (state,) = store.claim(SITE, [USER], agent=AGENT, room=1)
     there: Any = Site(store, state)
-    site: Any = SimpleNamespace(name=SITE, keep_days=3)
+    site: Any = SimpleNamespace(name=SITE, keep_days=3, kind="open")
     return Trip(store, store.job(made.id), site, there, threading.Event())
 
 
@@ -227,7 +227,7 @@ def test_a_run_keeps_its_base(trip: Trip) -> None:
     connection: Any = Here()
     found = []
     for base in ("/one", "/two"):
-        site: Any = SimpleNamespace(name=SITE, base=base, keep_days=3)
+        site: Any = SimpleNamespace(name=SITE, base=base, keep_days=3, kind="open")
         found.append(Trip.of(trip.store, site, connection, state, threading.Event()).there.base)
     assert found == ["/one", "/one"]
 
