@@ -130,7 +130,7 @@ class Site:
         agent = {option.name: option.default for option in AGENT.options}
         agent.update(site=SITE, url=receiver.url, base=root, chunk=64 * 1024)
         command = {option.name: option.default for option in COMMAND.options}
-        self.config = AgentConfig(agent, values, {"sh": Command("sh", **{**command, "argv": ("sh",)}, env={})})
+        self.config = AgentConfig(agent, values, {"sh": Command("sh", **{**command, "argv": ("sh",)}, env={}, param={})})
         self.shelf.open({**values, "reviewers_group": ""})
         self.client = Client(receiver.url, lambda: "t" * 64)
         self.released: set[bytes] = set()
@@ -187,7 +187,7 @@ class Site:
         local = LocalJob(self.folder)
         local.load()
         runner: Any = NoRunner()
-        return Carrier(local, self.client, self.config, runner, lambda: None)
+        return Carrier(local, self.client, self.config, runner, lambda: None, self.base)
 
     def let_go(self) -> None:
         """From now on what was laid out may be on the wire."""
