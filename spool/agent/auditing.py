@@ -32,6 +32,8 @@ def run(words: list[str], program: Path) -> int:
         print(f"{base.audit.path}\n{base.audit.head()}")
         return 0
     heads = tuple(head for word in given.head for head in _heads(word, base))
+    if given.head and not heads:
+        raise ConfigError(f"{' '.join(given.head)} has no head of this agent", hint="MInt: spoolctl audit SITE --json")
     return _verify(base, heads)
 
 
@@ -49,7 +51,7 @@ def _verify(base: Base, heads: tuple[Head, ...]) -> int:
 
 
 def _heads(word: str, base: Base) -> Iterator[Head]:
-    """Yield the heads that `word` gives: itself, or those in the lines of @FILE, of this agent where a line names one."""
+    """Yield the heads that `word` gives: itself, or those in the lines of @FILE, of this agent where both have names."""
     if not word.startswith("@"):
         yield Head.parse(word)
         return
@@ -62,7 +64,7 @@ def _heads(word: str, base: Base) -> Iterator[Head]:
         told: dict[str, object] = {"head": line.strip()}
         with contextlib.suppress(SpoolError):
             told = jsonio.loads(line.encode("utf-8"), "a head")
-        if not line.strip() or told.get("agent", name) != name:
+        if not line.strip() or (name and told.get("agent", name) != name):  # a base without a name is held against them all
             continue
         if not isinstance(told.get("head"), str):
             raise InvalidRecord(f"{line[:80]!r} names no head", hint="NUMBER:64 hexadecimal digits")

@@ -173,8 +173,9 @@ class Holder(Watcher):
         persons = [decision.person for decision in counted]
         if word == REFUSE:
             because = next((decision.because for decision in counted if decision.because), "")
-            self._tell_site("refused", manifest=mark.manifest, persons=persons, because=because)
-            self._settle(Reason.REFUSED_BY_SITE.value, because or REFUSED)
+            message = self._config.redactor.text(because) or REFUSED
+            self._tell_site("refused", manifest=mark.manifest, persons=persons, because=because, message=message)
+            self._settle(Reason.REFUSED_BY_SITE.value, message)
         elif word:
             return self._let_go(self._mark, persons)
         return False

@@ -51,6 +51,10 @@ class RemoteBackend(Backend):
         state = self._state("POST", "/v1/jobs", data=document)
         if state.state != State.NEW:
             return state
+        if signature is not None and state.user != job.user:
+            self.cancel(job.id)  # its bytes are signed and name another user: nothing can make it run
+            why = f"the token is of user {state.user!r}, the job was signed as of user {job.user!r}"
+            raise Conflict(why, hint=f"submit it with --user {state.user}: the job was canceled")
         try:
             if signature is not None:
                 self._state("POST", f"/v1/jobs/{job.id}/files/job.json.sig", data=signature)

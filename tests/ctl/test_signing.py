@@ -56,6 +56,10 @@ def test_by_folder_and_over_http_the_same_bytes(ctl: Ctl, key: Path) -> None:
     refused = ctl(*eve, *SUBMIT, "--sign", key, code=1, spool=False)
     assert "'mint'" in refused.stderr
     assert "'eve'" in refused.stderr
+    assert "--user eve" in refused.stderr
+    assert "--id" not in refused.stderr, "the same command would be refused again"
+    left = json.loads(ctl("ls", "--user", "eve", "--json").stdout)["jobs"]
+    assert [job["state"] for job in left] == ["canceled"], "nothing of it is left to wait"
 
 
 def test_expiry_is_there_without_being_asked_for(ctl: Ctl, key: Path) -> None:

@@ -92,6 +92,11 @@ def test_heads_from_a_file(
             verified(base, "--head", f"@{file}")
     with pytest.raises(ConfigError):
         verified(base, "--head", f"@{file}.none")
+    file.write_text(json.dumps(told[1]))
+    with pytest.raises(ConfigError, match="no head of this agent"):  # what was asked for is not silently left out
+        verified(base, "--head", f"@{file}")
+    (base.control / "agent.json").unlink()
+    assert verified(base, "--head", f"@{file}") == 1, "who takes the name away has all heads held against the log"
 
 
 def test_where_there_is_none(tmp_path: Path) -> None:
