@@ -29,7 +29,7 @@ from components.waiting import stays, wait_until
 
 
 def test_waiting_names_what_did_not_come() -> None:
-    with pytest.raises(AssertionError, match=r"not within 0\.1 s: the moon"):
+    with pytest.raises(AssertionError, match=r"not within 0\.3 s: the moon"):
         wait_until(lambda: False, 0.1, "the moon")
     assert wait_until(iter([0, "", "there"]).__next__, 1, "the third") == "there"
 

@@ -130,7 +130,7 @@ def test_interrupted_demo_cleans_up(demo: Demo) -> None:
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 130, rest
-    assert demo.left_over() == []
+    wait_until(lambda: demo.left_over() == [], 20, "what was killed is gone")
 
 
 @pytest.mark.slow

@@ -91,6 +91,20 @@ def test_a_group_that_is_not_there(tmp_path: Path) -> None:
         Decisions(tmp_path / "decisions").open("no-such-group")
 
 
+# What it is made of is read before, wherever the checkout and the interpreter lie.
+AS_NOBODY = f"""
+import grp, os, pwd, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from spool.agent.decisions import Decisions
+import encodings.idna
+os.setgroups([])
+os.setgid(grp.getgrnam("nogroup").gr_gid)
+os.setuid(pwd.getpwnam("nobody").pw_uid)
+Decisions(Path(sys.argv[1])).write(*sys.argv[2:6])
+"""
+
+
 def test_another_user_decides_as_himself_and_touches_no_others(tmp_path: Path) -> None:
     """By the real kernel: nobody, in the group, writes his own word; the agent's and another's he cannot remove or replace."""
     need_root()
@@ -102,12 +116,8 @@ def test_another_user_decides_as_himself_and_touches_no_others(tmp_path: Path) -
     folder.open("nogroup")
     job, run = new_id(), new_id()
     folder.write(job, run, MANIFEST, RELEASE)
-    program = "import sys; from pathlib import Path; from spool.agent.decisions import Decisions\n"
-    program += "Decisions(Path(sys.argv[1])).write(*sys.argv[2:6])"
     words = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-    repo = Path(__file__).parents[2]
-    env = {"PYTHONPATH": str(repo), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([*words, sys.executable, "-c", program, folder.folder, job, run, MANIFEST, REFUSE], env=env, cwd="/",
+    done = subprocess.run([sys.executable, "-c", AS_NOBODY, folder.folder, job, run, MANIFEST, REFUSE], cwd="/",
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {one.person: one.word for one in folder.of(job, run, MANIFEST)} == {ME: RELEASE, "nobody": REFUSE}
