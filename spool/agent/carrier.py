@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from spool import log
-from spool.agent import pins, policy, prerun, release, signed, transfer
+from spool.agent import policy, release, signed, transfer
 from spool.agent.client import retry_delay_s
 from spool.agent.held import ChangedAfterSnapshot
 from spool.agent.holding import Holder
@@ -136,11 +136,7 @@ class Carrier(Holder):
         order = policy.allow(self._config, job, state, local.paths.work)
         policy.check_room(self._config, job, state, local.paths)
         transfer.fetch_inputs(self._client, state.id, local.paths, state.inputs)
-        self._write_run(order)
-        self._runner.prepare(local.paths.folder)
-        prerun.ask(self._command(), state, local.paths, self._pause)
-        pins.check(self._command(), state.id)
-        local.mark_ready()
+        self._make_ready(order)
 
     def _permitted(self) -> bool:
         """Ask until the start is permitted (True) or the job is to be canceled (False)."""

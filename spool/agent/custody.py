@@ -189,3 +189,8 @@ class Custody(Steps):
         log.error("changed_after_snapshot", job=self.local.state.id, run=self.local.state.run_id, why=exc.message,
                   hint="nothing of the change left; who can write to the agent's base?")  # fmt: skip
         self._settle(Reason.REFUSED_BY_SITE.value, CHANGED)
+
+    def _close(self, target: State, why: str) -> None:
+        super()._close(target, why)
+        if Mark.of(self.local.state) is not None:
+            self._shelf().remove(self.local.state.id, self.local.state.run_id)

@@ -7,7 +7,7 @@ import threading
 from typing import Callable, TypeVar
 
 from spool import log
-from spool.agent import transfer, walls
+from spool.agent import transfer
 from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.custody import Custody
@@ -97,16 +97,6 @@ class Hands(Custody):
         if self._asked is None and not self.local.paths.job.exists():
             replace_file(self.local.paths.job, self._client.job_bytes(self.local.state.id), mode=0o600)
         return super()._job()
-
-    def _close(self, target: State, why: str) -> None:
-        try:
-            walls.seal(self.local)
-        except (SpoolError, OSError) as exc:  # the account stays taken, and is given back by the next job that wants it
-            log.error("account_not_free", job=self.local.state.id, why=exc, hint="look for its processes at the site")
-        try:
-            self.local.close(target, why)
-        except OSError as exc:  # the folder is gone or spoiled; at MInt the job has ended
-            log.error("local_end_not_written", job=self.local.state.id, to=target, why=exc)
 
     def _sender(self) -> transfer.Sender:
         state = self.local.state

@@ -19,7 +19,6 @@ from spool.errors import SpoolError, StaleRun
 from spool.files import replace_file
 from spool.records import Result
 from spool.results import final_state, no_run
-from spool.states import State
 
 LOOK_S = 0.5  # between looks at the decisions
 LOOK_AGAIN_S = 60.0  # where nothing seems to have changed
@@ -90,11 +89,6 @@ class Holder(Watcher):
         mark, state = self._mark, self.local.state
         log.warning("no_results", job=state.id, reason=mark.reason, why=mark.message)
         self._close_unrun(no_run(state, mark.reason, mark.message))
-
-    def _close(self, target: State, why: str) -> None:
-        super()._close(target, why)
-        if Mark.of(self.local.state) is not None:
-            self._shelf().remove(self.local.state.id, self.local.state.run_id)
 
     def _close_unrun(self, result: Result) -> None:
         """Tell the end of a run that returns nothing, and end the job here."""

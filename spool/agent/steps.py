@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from spool.agent import pins, policy, release, scrub, signed, walls
+from spool import log
+from spool.agent import pins, policy, prerun, release, scrub, signed, walls
 from spool.agent.book import Book
 from spool.agent.config import AgentConfig, Command, walled
 from spool.agent.folder import Base, LocalJob
@@ -16,11 +17,11 @@ from spool.agent.redacted import RedactedLogs
 from spool.agent.signed import Gatekeeper
 from spool.agent.snapshot import own_logs
 from spool.agent.standing import Switch
-from spool.errors import Refused
+from spool.errors import Refused, SpoolError
 from spool.records import FileEntry, Job, Result
 from spool.results import Outputs, judge
 from spool.runner import LocalRunner, RunStatus, write_run
-from spool.states import Reason
+from spool.states import Reason, State
 
 
 class Steps:
@@ -67,6 +68,14 @@ class Steps:
         write_run(paths.folder, argv, order.job_env, wall_time_s=order.wall_time_s, grace_s=grace_s)
         self._written = order
 
+    def _make_ready(self, order: policy.Order) -> None:
+        """Write `run/`, make `work/`, and have the site's own program and the pins say whether the job may run."""
+        self._write_run(order)
+        self._runner.prepare(self.local.paths.folder)
+        prerun.ask(self._command(), self.local.state, self.local.paths, self._pause)
+        pins.check(self._command(), self.local.state.id)
+        self.local.mark_ready()
+
     def _launch(self) -> RunStatus:
         """Start the command, which provably never was: the law is asked once more, for it may have changed."""
         self._stay()
@@ -100,6 +109,16 @@ class Steps:
         except Refused as exc:
             ended = judge(job, local.state, status, Outputs(), wall_time_s=limit_s)
             return replace(ended, reason=Reason.REFUSED_BY_SITE.value, message=exc.message)
+
+    def _close(self, target: State, why: str) -> None:
+        try:
+            walls.seal(self.local)
+        except (SpoolError, OSError) as exc:  # the account stays taken, and is given back by the next job that wants it
+            log.error("account_not_free", job=self.local.state.id, why=exc, hint="look for its processes at the site")
+        try:
+            self.local.close(target, why)
+        except OSError as exc:  # the folder is gone or spoiled; at MInt the job has ended
+            log.error("local_end_not_written", job=self.local.state.id, to=target, why=exc)
 
     # The logs
 

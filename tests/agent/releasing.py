@@ -187,7 +187,7 @@ class Site:
         local = LocalJob(self.folder)
         local.load()
         runner: Any = NoRunner()
-        return Carrier(local, self.client, self.config, runner, lambda: None)
+        return Carrier(local, self.client, self.config, runner, lambda: None, Base(self.folder.parent))
 
     def let_go(self) -> None:
         """From now on what was laid out may be on the wire."""

@@ -18,7 +18,7 @@ import pytest
 
 from agent.releasing import REVIEWERS, STRANGER, Receiver, Site, tokens_in
 from components.privilege import need_root
-from spool.agent import custody, reviewing, snapshot
+from spool.agent import custody, holding, reviewing, snapshot
 from spool.agent.decisions import REFUSE, RELEASE
 from spool.agent.folder import LocalJob
 from spool.agent.held import digest
