@@ -64,7 +64,7 @@ def carry(trip: Trip, spool_id: str) -> None:
             trip.store.start(trip.there.job_id, trip.there.run_id, by=AGENT)  # durable before the command is
         status = watch(trip)
         if trip.guarded:
-            guarded.bring_back(trip, status)
+            guarded.bring_back(trip)
         else:
             bring_back(trip, status)
     except (StaleRun, Conflict) as exc:

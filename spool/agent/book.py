@@ -11,13 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable
+from typing import Any, Callable, Protocol
 
 from spool import log
 from spool.agent.audit import Audit, AuditFailed
-from spool.agent.folder import LocalJob
 from spool.errors import InvalidRecord
-from spool.records import CANCELED, FileEntry, Job, Result
+from spool.records import CANCELED, FileEntry, Job, JobState, Result
 from spool.runner import RunStatus, signal_of
 from spool.states import Reason
 
@@ -25,10 +24,18 @@ PART_BYTES = 96 * 1024  # of one list in one line, at most
 HINT = "nothing goes on that it must tell of: free space, or see spool_agent.py audit verify"
 
 
+class HasState(Protocol):
+    """Whose events are told: a job in hand, or one that is only asked for."""
+
+    @property
+    def state(self) -> JobState:
+        """Its local record, or what that would be."""
+
+
 class Book:
     """Writes a job's events. Each raises `AuditFailed`, which is tried again, where the log takes nothing. Safe to repeat."""
 
-    def __init__(self, audit: Audit, local: LocalJob, policy: str) -> None:
+    def __init__(self, audit: Audit, local: HasState, policy: str) -> None:
         self._audit = audit
         self._local = local
         self._policy = policy

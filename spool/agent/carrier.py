@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import subprocess
 import time
-from dataclasses import replace
 from typing import Any
 
 from spool import log
-from spool.agent import pins, policy, prerun, release, scrub, signed, transfer
+from spool.agent import policy, release, signed, transfer
 from spool.agent.client import retry_delay_s
 from spool.agent.held import ChangedAfterSnapshot
 from spool.agent.holding import Holder
-from spool.agent.snapshot import own_logs
 from spool.agent.troubles import Left, said
 from spool.agent.watching import MOST_TRIES
 from spool.errors import (
@@ -32,7 +30,7 @@ from spool.errors import (
     Unreachable,
 )
 from spool.records import CANCELED, Result
-from spool.results import Outputs, judge, no_run
+from spool.results import no_run
 from spool.runner import RunStatus
 from spool.states import Reason, State
 
@@ -138,11 +136,7 @@ class Carrier(Holder):
         order = policy.allow(self._config, job, state, local.paths.work)
         policy.check_room(self._config, job, state, local.paths)
         transfer.fetch_inputs(self._client, state.id, local.paths, state.inputs)
-        self._write_run(order)
-        self._runner.prepare(local.paths.folder)
-        prerun.ask(self._command(), state, local.paths, self._pause)
-        pins.check(self._command(), state.id)
-        local.mark_ready()
+        self._make_ready(order)
 
     def _permitted(self) -> bool:
         """Ask until the start is permitted (True) or the job is to be canceled (False)."""
@@ -160,26 +154,8 @@ class Carrier(Holder):
         return True
 
     def _measure(self, status: RunStatus) -> None:
-        """Write `result.json`: how it ended and the manifest of what may leave. From here on nothing is run any more."""
-        self._book.end(status)
-        result = release.spoken(self._config, self._judged(status))
-        if not self._lay_out(result):
-            self.local.advance(State.RETURNING, "measured", exit_code=result.exit_code)
+        super()._measure(status)
         self._sync_soon()
-
-    def _judged(self, status: RunStatus) -> Result:
-        """Return the result with all that may leave; where the site refuses, with nothing but how the command ended."""
-        local, job, config = self.local, self._job(), self._config
-        limit_s = policy.limit_s(config, job)
-        try:
-            if config.release["hold"]:
-                own_logs(local.paths, release.LOG_NAMES)
-            scrub.scrub(config, local.state.id, job.command, local.paths, status, self._base.control / "scrub", self._pause)
-            outputs = release.collect(config, job, local.paths)
-            return judge(job, local.state, status, outputs, self._final_logs(), wall_time_s=limit_s)
-        except Refused as exc:
-            ended = judge(job, local.state, status, Outputs(), wall_time_s=limit_s)
-            return replace(ended, reason=Reason.REFUSED_BY_SITE.value, message=exc.message)
 
     def _return(self) -> None:
         """Send what the manifest lists, then the manifest; the job ends here with the server's word for it."""

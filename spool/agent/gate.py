@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any, Callable
 
 from spool import __version__, gate, jsonio, log
+from spool.agent import release, shelf
 from spool.agent.config import AgentConfig, find_config, read_config
 from spool.agent.folder import Base
-from spool.agent.gated_files import Line
-from spool.agent.gated_job import GatedJob
-from spool.errors import Busy, ConfigError, NotAllowed, SpoolError, from_os_error
+from spool.agent.gated_files import Later, Line, NoRoom
+from spool.agent.gated_job import GatedJob, Gone, Replaced
+from spool.agent.troubles import Left
+from spool.errors import Busy, ConfigError, Conflict, NotAllowed, SpoolError, Unreachable, from_os_error
 from spool.fields import Fields
 from spool.files import read_record, replace_file
 from spool.locks import file_lock
@@ -32,6 +34,7 @@ from spool.names import check_site
 from spool.runner import LocalRunner, install
 
 LOCK_S = 20.0
+SPOKEN = (*release.SPOKEN, Gone, Replaced, Conflict, Later, NoRoom, Unreachable)  # made for MInt; all else stays in gate.log
 Verb = Callable[[GatedJob, Line], Mapping[str, Any]]
 
 
@@ -45,22 +48,26 @@ def run(words: list[str], program: Path) -> int:
     try:
         config = _config(args.config, program)
         base = Base(config.base)
-        own_id = _open(base)
-        log.setup(config.agent["log"] or base.control / "gate.log")
+        own_id = _open(config, base)
+    except (SpoolError, OSError) as exc:  # its words name files of the site
+        words_too = f" ({exc.hint})" if isinstance(exc, SpoolError) else ""
+        syslog.syslog(syslog.LOG_ERR, f"spool_agent.py gate: {exc}{words_too}")
+        return _refuse(ConfigError("the site's gate is not configured", hint="the site's system log says why"))
+    log.setup(config.agent["log"] or base.control / "gate.log")
+    try:
         line = Line(config.agent["stall_s"])
         with line.watched():
             _answer(config, base, own_id, asked, line)
         return 0
-    except ConfigError as exc:  # its words name files of the site
-        syslog.syslog(syslog.LOG_ERR, f"spool_agent.py gate: {exc.message} ({exc.hint})")
-        return _refuse(ConfigError("the site's gate is not configured", hint="the site's system log says why"))
+    except Left:
+        return _refuse(Later("the site's operator has stopped everything", hint="it is tried again"))
     except SpoolError as exc:
         log.warning("gate_refused", job=asked.job_id, run=asked.run_id, verb=asked.verb, code=exc.code, why=exc)
-        return _refuse(exc)
+        return _refuse(exc, config)
     except (OSError, subprocess.CalledProcessError, ValueError) as exc:
         log.error("gate_failed", job=asked.job_id, run=asked.run_id, verb=asked.verb, why=exc)
         told = from_os_error(exc, asked.verb) if isinstance(exc, OSError) else None
-        return _refuse(told or Busy(f"{asked.verb} did not work at the site", hint="the site's gate.log says why"))
+        return _refuse(told or Busy(f"{asked.verb} did not work at the site"), config)
     except Exception:  # noqa: BLE001 - outermost frame: a defect, and no traceback for the other side
         log.error("gate_failed", trace=True, job=asked.job_id, run=asked.run_id, verb=asked.verb)
         return _refuse(SpoolError(f"{asked.verb} met a defect of the gate", hint="the site's gate.log says more"))
@@ -84,9 +91,10 @@ def _config(given: Path | None, program: Path) -> AgentConfig:
     return config
 
 
-def _open(base: Base) -> str:
+def _open(config: AgentConfig, base: Base) -> str:
     """Make the base ready and return its id, by which the push knows it again; a base of an agent that polls is refused."""
     base.open()
+    shelf.ready(config)
     if (base.control / "agent.json").exists():
         raise ConfigError("the base belongs to an agent that polls", hint="give the gate an agent.ini with a base of its own")
     (base.control / "gate").mkdir(mode=0o700, exist_ok=True)
@@ -96,12 +104,12 @@ def _open(base: Base) -> str:
     with file_lock(base.control / "lock", timeout_s=LOCK_S, mode=0o600):
         if not path.exists():
             replace_file(path, jsonio.dumps({"format": 1, "id": f"gate-{os.urandom(8).hex()}"}), mode=0o600)
-    return _open(base)
+    return _open(config, base)
 
 
 def _answer(config: AgentConfig, base: Base, own_id: str, asked: gate.Asked, line: Line) -> None:
     if asked.verb == "hello":
-        line.answer(_hello(config, own_id))
+        line.answer(_hello(config, base, own_id))
         return
     job = GatedJob(config, base, LocalRunner(install(base.control)), asked.job_id, asked.run_id)
     if asked.verb == "status":  # a look, while another session may have the job
@@ -128,10 +136,10 @@ _VERBS: dict[str, Verb] = {
 }
 
 
-def _hello(config: AgentConfig, own_id: str) -> dict[str, Any]:
-    """What `check` asks. The names of commands and the site's own are what both sides have agreed on anyway."""
+def _hello(config: AgentConfig, base: Base, own_id: str) -> dict[str, Any]:
+    """What `check` asks, and where the audit log ends. The names of commands and the site's own are agreed on anyway."""
     return {"gate": gate.GATE_FORMAT, "version": __version__, "site": config.agent["site"],
-            "commands": sorted(config.commands), "base": own_id}  # fmt: skip
+            "commands": sorted(config.commands), "base": own_id, "audit": str(base.audit.head())}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -141,11 +149,16 @@ def _the_only_one(base: Base, job_id: str) -> Iterator[None]:
         with file_lock(base.control / "gate" / f"{job_id}.lock", timeout_s=LOCK_S, mode=0o600):
             yield
     except Busy as exc:
-        raise Busy("another session has this job in hand", hint="it is tried again") from exc
+        raise Later("another session has this job in hand", hint="it is tried again") from exc
 
 
-def _refuse(exc: SpoolError) -> int:
-    known = {"code": exc.code, "message": exc.message, "hint": exc.hint, "transient": exc.transient}
+def _refuse(exc: SpoolError, config: AgentConfig | None = None) -> int:
+    """Say on standard error why; with `config` only words that are made for MInt, as the site lets words leave."""
+    message, hint = exc.message, exc.hint
+    if config is not None:
+        message = release.words(config, exc, spoken=SPOKEN)
+        hint = config.redactor.text(hint) if isinstance(exc, SPOKEN) else "the site's gate.log says why"
+    known = {"code": exc.code, "message": message, "hint": hint, "transient": exc.transient}
     with contextlib.suppress(OSError):
         os.write(2, jsonio.dumps_line({"gate_error": known}))
     return 78 if isinstance(exc, ConfigError) else gate.REFUSED

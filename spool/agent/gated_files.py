@@ -1,25 +1,33 @@
 """The line of one session at the gate, and the bytes of files that pass over it.
 
 A line on which nothing passes for `stall_s` counts as cut: the session ends, and what it held is free for the next one. Files are
-opened part by part beneath the job's folder, never following a link. What leaves is hashed while it leaves, and its last block
-goes only where the whole is still what was measured.
+opened part by part beneath the job's folder, never following a link. What leaves is compared piece by piece with what was
+measured, before it leaves (`spool.agent.snapshot`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Callable
 
 from spool import gate, jsonio
-from spool.errors import Conflict, DigestMismatch, InvalidRecord, Unreachable
+from spool.agent.snapshot import Snapshot
+from spool.errors import Busy, Conflict, InvalidRecord, NoSpace, Unreachable
 from spool.files import fsync_dir, open_beneath, parent_beneath, write_all
 from spool.records import FileEntry
+
+
+class Later(Busy):
+    """Not now, and no failure: the push tries again."""
+
+
+class NoRoom(NoSpace):
+    """The site's disk does not take the inputs now."""
 
 
 class Stalled(Unreachable):
@@ -141,31 +149,28 @@ def remove(folder: Path, name: str) -> None:
 # ---- Results
 
 
-def send(line: Line, folder: Path, entry: FileEntry, offset: int) -> None:
-    """Send a measured file from `offset` on. `DigestMismatch`, and its end stays here, where it is not as it was measured."""
-    fd = open_beneath(folder, entry.path, os.O_RDONLY)
+def send(
+    line: Line, snapshot: Snapshot, entry: FileEntry, offset: int, *, may_send: Callable[[], None],
+    cut: Callable[[int], None],
+) -> None:
+    """Send a file of `snapshot` from `offset` on; `may_send` is asked before each piece, and raises where nothing may leave.
+
+    Where it ends early, `cut` is told up to which byte something may have left.
+    """
+    if offset > entry.size:
+        raise Conflict(f"{entry.path!r} has no byte {offset}", hint="ask for its result again")
+    at = offset
     try:
-        if os.fstat(fd).st_size < entry.size or offset > entry.size:
-            raise _changed(entry)
-        digest, at, kept = hashlib.sha256(), 0, b""
-        while at < entry.size:
-            block = os.pread(fd, min(gate.BLOCK_BYTES, entry.size - at), at)
-            if not block:
-                raise _changed(entry)
-            digest.update(block)
-            at += len(block)
-            if at > offset:
-                line.write(kept)
-                kept = block[max(0, len(block) - (at - offset)) :]
-        if digest.hexdigest() != entry.sha256:
-            raise _changed(entry)
-        line.write(kept)
-    finally:
-        os.close(fd)
-
-
-def _changed(entry: FileEntry) -> DigestMismatch:
-    return DigestMismatch(f"{entry.path!r} was changed since it was measured", hint="it does not leave; ask the site")
+        with snapshot.open(entry.path) as file:
+            file.seek(offset)
+            while at < entry.size:
+                may_send()
+                block = file.read(min(gate.BLOCK_BYTES, entry.size - at))
+                at += len(block)
+                line.write(block)
+    except BaseException:
+        cut(at)
+        raise
 
 
 def grown(folder: Path, name: str, offset: int, most: int) -> bytes:

@@ -7,14 +7,12 @@ import threading
 from typing import Callable, TypeVar
 
 from spool import log
-from spool.agent import policy, transfer, walls
-from spool.agent.book import Book
+from spool.agent import transfer
 from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
+from spool.agent.custody import Custody
 from spool.agent.folder import Base, LocalJob
 from spool.agent.protocol import JobClient, log_folder
-from spool.agent.signed import Gatekeeper
-from spool.agent.standing import Switch
 from spool.agent.troubles import Left, hint_for, is_tried_again, may_pass, said
 from spool.errors import SpoolError, StaleRun
 from spool.files import replace_file
@@ -25,33 +23,24 @@ from spool.states import State
 T = TypeVar("T")
 
 
-class Hands:
+class Hands(Custody):
     """A job and the thread that carries it. `wanted` is what the latest sync said is wanted of it."""
 
     def __init__(
         self, local: LocalJob, client: JobClient, config: AgentConfig, runner: LocalRunner, sync_soon: Callable[[], None],
         base: Base,
     ) -> None:  # fmt: skip
-        self.local = local
-        self._base = base
-        self._book = Book(base.audit, local, config.policy)
+        super().__init__(local, config, base, runner)
         self.done = False
         self.kept = False
         self.left = False
         self.waits_for_command = threading.Event()
         self.waits_for_person = threading.Event()
         self._client = client
-        self._config = config
-        self._runner = runner
         self._sync_soon = sync_soon
-        control = Base(local.paths.folder.parent).control
-        self._keeper = Gatekeeper(config, control)
-        self._switch = Switch(control)
         self._wanted = ""
-        self._asked: Job | None = None
         self._hiccups = 0
         self._launched = False
-        self._written: policy.Order | None = None
         self._kept: transfer.Sender | None = None
         self._news = threading.Event()
         self._leave = threading.Event()
@@ -105,21 +94,9 @@ class Hands:
 
     def _job(self) -> Job:
         """Return what the job asks for: as fetched once, whatever the command does to the folder meanwhile."""
-        if self._asked is None:
-            if not self.local.paths.job.exists():
-                replace_file(self.local.paths.job, self._client.job_bytes(self.local.state.id), mode=0o600)
-            self._asked = self.local.job()
-        return self._asked
-
-    def _close(self, target: State, why: str) -> None:
-        try:
-            walls.seal(self.local)
-        except (SpoolError, OSError) as exc:  # the account stays taken, and is given back by the next job that wants it
-            log.error("account_not_free", job=self.local.state.id, why=exc, hint="look for its processes at the site")
-        try:
-            self.local.close(target, why)
-        except OSError as exc:  # the folder is gone or spoiled; at MInt the job has ended
-            log.error("local_end_not_written", job=self.local.state.id, to=target, why=exc)
+        if self._asked is None and not self.local.paths.job.exists():
+            replace_file(self.local.paths.job, self._client.job_bytes(self.local.state.id), mode=0o600)
+        return super()._job()
 
     def _sender(self) -> transfer.Sender:
         state = self.local.state
@@ -165,7 +142,7 @@ class Hands:
         """Raise `Left` where the agent is stopping, or the site's operator has stopped everything."""
         if self._leave.is_set():
             raise Left
-        self._switch.check()
+        super()._stay()
 
     def _pause(self, seconds: float) -> None:
         """Wait, ending early at news; raise as `_stay`."""

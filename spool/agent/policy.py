@@ -59,7 +59,7 @@ def check_room(config: AgentConfig, job: Job, state: JobState, paths: JobPaths) 
     if command.min_free is None or paths.inputs.exists():
         return
     coming = 2 * sum(entry.size for entry in state.inputs)
-    if why_no_room(paths.folder, command.min_free, coming=coming):
+    if why_no_room(paths.folder.parent, command.min_free, coming=coming):
         raise Refused(f"the site has too little disk for the inputs of this {job.command!r}", hint="submit it again later")
 
 

@@ -67,9 +67,9 @@ def _withheld(config: AgentConfig, job: Job, names: set[str], more: int) -> tupl
     return tuple(told)
 
 
-def words(config: AgentConfig, exc: Exception) -> str:
+def words(config: AgentConfig, exc: Exception, *, spoken: tuple[type[Exception], ...] = SPOKEN) -> str:
     """Return what may be told to MInt of `exc`: the words of an error that is made for it, redacted, else that there was one."""
-    text = exc.message if isinstance(exc, SPOKEN) and isinstance(exc, SpoolError) else UNTOLD
+    text = exc.message if isinstance(exc, spoken) and isinstance(exc, SpoolError) else UNTOLD
     return config.redactor.text(text.replace(str(config.base), "BASE"))
 
 

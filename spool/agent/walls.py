@@ -31,6 +31,7 @@ from spool.agent.folder import Base, LocalJob
 from spool.agent.policy import PATH
 from spool.errors import Busy, Refused, SpoolError
 from spool.files import read_record, replace_file
+from spool.locks import file_lock
 from spool.paths import JobPaths
 from spool.states import FINAL
 
@@ -97,12 +98,19 @@ def take(command: Command, local: LocalJob) -> tuple[str, ...]:
     except ValueError as exc:
         log.error("run_as_unusable", job=local.state.id, command=command.name, why=exc, hint="correct run_as in agent.ini")
         raise Refused(f"{command.name!r} cannot be run at this site as it is set up", hint="the site's administrator") from exc
-    with _lock:
+    with _alone(local):
         held = _held_by(local)
         account = held if held in accounts else next((item for item in accounts if _take_one(local, item)), None)
     if account is None:
         raise InUse(f"every account of {command.name!r} is in use", hint="it waits; run_as takes as many as there are slots")
     return words(account)
+
+
+@contextlib.contextmanager
+def _alone(local: LocalJob) -> Iterator[None]:
+    """Let nobody else take an account meanwhile: no thread of an agent, no session of a gate."""
+    with _lock, file_lock(_folder_of(local).with_name("accounts.lock"), mode=0o600):
+        yield
 
 
 def _folder_of(local: LocalJob) -> Path:
@@ -184,8 +192,7 @@ def seal(local: LocalJob) -> None:
 
     Nothing where the job holds no account. `Busy` where a process does not end: nothing may be measured before.
     """
-    with _lock:
-        account = _held_by(local) if os.geteuid() == 0 else None
+    account = _held_by(local) if os.geteuid() == 0 else None
     if account is None:
         return
     end_processes(account)

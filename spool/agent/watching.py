@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import subprocess
 import time
 from typing import Callable
 
 from spool import log
-from spool.agent import pins, policy, release, signed, walls
-from spool.agent.config import Command, walled
 from spool.agent.hands import Hands
-from spool.agent.redacted import RedactedLogs
 from spool.agent.troubles import may_pass
 from spool.errors import SpoolError
-from spool.records import FileEntry
-from spool.runner import RunStatus, write_run
+from spool.runner import RunStatus
 from spool.states import State
 
 FIRST_LOOK_S = 0.02
@@ -69,40 +64,12 @@ class Watcher(Hands):
         folder = self.local.paths.folder
         status = self._runner.status(folder)
         if status.word == "new" and not self._launched:  # the latch is not taken: provably not started
-            self._stay()
-            order = policy.allow(self._config, self._job(), self.local.state, self.local.paths.work)
-            pins.check(self._command(), self.local.state.id)
-            self._write_run(order)
-            signed.check_start(self._keeper, self.local)
-            self._book.start(order.argv)  # durable before the command is
-            walls.open_way(self._command(), self.local)
-            status = self._runner.start(folder, order.site_env)
+            status = self._launch()
             log.info("started", job=self.local.state.id, run=self.local.state.run_id, status=status.word, pid=status.pid)
             self._launched = True
         if status.word in ("absent", "new"):  # "new" after a start: the command has removed run/ and what is known there
             return RunStatus("lost", why="vanished")
         return status
-
-    def _command(self) -> Command:
-        """Return the site's rules for the job's command, once `policy.allow` has found them."""
-        return self._config.commands[self._job().command]
-
-    def _write_run(self, order: policy.Order) -> None:
-        """Write `run/` for `order`, unless this process has, or the command was started: what runs is what the law says now."""
-        paths = self.local.paths
-        if order == self._written or (paths.run / "started").exists():
-            return
-        argv = (*walls.take(self._command(), self.local), *order.argv)
-        grace_s = self._config.agent["cancel_grace_s"]
-        write_run(paths.folder, argv, order.job_env, wall_time_s=order.wall_time_s, grace_s=grace_s)
-        self._written = order
-
-    def _seal(self) -> None:
-        """See to it that nothing of a walled command can change what is measured. Safe to repeat."""
-        walls.seal(self.local)
-        command = self._config.commands.get(self._job().command)
-        if command is not None and walled(command):
-            walls.strip_set_id(self.local.paths.work)
 
     def _canceled(self) -> RunStatus:
         log.info("cancel", job=self.local.state.id, run=self.local.state.run_id)
@@ -132,8 +99,7 @@ class Watcher(Hands):
 
     def _stream_log(self) -> None:
         """Send what the log has grown by. Whatever fails here is made up for when the results are returned."""
-        law = self._config.release
-        if law["logs"] == "withhold" or law["scrub"] or law["hold"]:  # scrub may clean the logs; with hold nobody knows yet
+        if not self._may_stream():
             return
         try:
             for name, size in self._log_sizes().items():
@@ -141,27 +107,3 @@ class Watcher(Hands):
                     self._sender().stream(f"log/{name}", size)
         except (SpoolError, OSError) as exc:
             log.debug("log_not_sent", job=self.local.state.id, why=exc)
-
-    def _log_sizes(self) -> dict[str, int]:
-        """Return how much of each log may leave by now, in bytes."""
-        if self._config.release["logs"] == "redact":
-            return self._redacted.advance()
-        paths = {name: self.local.paths.log / name for name in release.LOG_NAMES}
-        return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
-
-    def _final_logs(self) -> tuple[FileEntry, ...]:
-        """Return the manifest of the logs that leave; the redacted copies are made anew for it."""
-        if self._config.release["logs"] != "redact":
-            return release.logs(self._config, self.local.paths)
-        held = bool(self._config.release["hold"])
-        entries = self._redacted.finish(own=held)
-        release.check_caps(self._config, [entry.size for entry in entries])
-        if held:
-            self._redacted.lay_out(entries)
-        return entries
-
-    @functools.cached_property
-    def _redacted(self) -> RedactedLogs:
-        state = self.local.state
-        folder = self._base.logs_of(state.id, state.run_id)
-        return RedactedLogs(folder, self.local.paths, self._config.redactor, release.LOG_NAMES)

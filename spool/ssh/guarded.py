@@ -5,17 +5,18 @@ Both keep the same order: inputs there and verified, `running` written at MInt, 
 
 from __future__ import annotations
 
+import time
+
 from spool import log
-from spool.errors import DigestMismatch, TransferFailed
-from spool.results import accept
-from spool.runner import RunStatus
+from spool.errors import Busy, DigestMismatch, TransferFailed
+from spool.records import CANCELED
+from spool.results import accept, no_run
 from spool.ssh import transfer
 from spool.ssh.connection import SiteTrouble
-from spool.ssh.trip import AGENT, Trip
-from spool.states import State
+from spool.ssh.trip import AGENT, NoLongerOurs, Trip
 
 TRIES = 3
-HELD_POLL_S = 10.0
+HELD_POLL_S = (0.5, 10.0)
 
 
 def send(trip: Trip) -> bool:
@@ -23,8 +24,16 @@ def send(trip: Trip) -> bool:
 
     What an earlier try has brought is not sent again.
     """
-    if not trip.enter():
-        return False
+    try:
+        if not trip.enter():
+            return False
+    except Busy:
+        state = trip.state()
+        if not state.cancel_requested_at:
+            raise
+        # The site takes no new job, and MInt has not let it start: there is nothing to stop.
+        accept(trip.store, no_run(state, CANCELED, "canceled before it started"), by=AGENT)
+        raise NoLongerOurs from None
     inputs, here = trip.state().inputs, trip.here
     wrong: list[str] = []
     for _ in range(TRIES):
@@ -41,18 +50,19 @@ def send(trip: Trip) -> bool:
     raise SiteTrouble(what, hint="does something else write there?")
 
 
-def bring_back(trip: Trip, status: RunStatus) -> None:
+def bring_back(trip: Trip) -> None:
     """Wait for the site's release, fetch exactly what its manifest lists, verify it and hand in the result."""
     job_id, run_id = trip.there.job_id, trip.there.run_id
     result = trip.at_gate.finish(trip.state().attempt)
+    began, (least, most) = time.monotonic(), HELD_POLL_S
     while result is None:
-        _note_held(trip, status)
-        trip.pause_unless_canceled(HELD_POLL_S)
-        if trip.state().cancel_requested_at:
+        if trip.store.hold(job_id, run_id, by=AGENT).cancel_requested_at:
             trip.there.cancel()
-            trip.pause(1.0)
+        else:
+            trip.pause_unless_canceled(min(most, max(least, (time.monotonic() - began) / 10)))
         result = trip.at_gate.finish(trip.state().attempt)
-    trip.store.returning(job_id, run_id, by=AGENT, exit_code=result.exit_code)
+    if result.files or not result.reason:  # what a person has refused ends without having returned anything
+        trip.store.returning(job_id, run_id, by=AGENT, exit_code=result.exit_code)
     trip.take_back_half_moved()
     files, wrong = trip.incoming / "files", ""
     with transfer.fetch_lock(trip.incoming, trip.pause):
@@ -68,10 +78,3 @@ def bring_back(trip: Trip, status: RunStatus) -> None:
             log.info("ended", job=job_id, run=run_id, state=ended.state, reason=ended.reason, files=len(result.files))
             return
     raise TransferFailed(f"the results did not arrive as they were released: {wrong}", hint="were they changed at the site?")
-
-
-def _note_held(trip: Trip, status: RunStatus) -> None:
-    with trip.store.locked(trip.there.job_id):
-        state = trip.state()
-        if state.state == State.RUNNING:
-            trip.store.write(state, State.HELD, by=AGENT, why="held at the site", exit_code=status.exit_code)

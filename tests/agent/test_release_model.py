@@ -18,7 +18,7 @@ import pytest
 
 from agent.releasing import REVIEWERS, STRANGER, Receiver, Site, tokens_in
 from components.privilege import need_root
-from spool.agent import holding, reviewing, snapshot
+from spool.agent import custody, holding, reviewing, snapshot
 from spool.agent.decisions import REFUSE, RELEASE
 from spool.agent.folder import LocalJob
 from spool.agent.held import digest
@@ -293,7 +293,7 @@ class Swapper(threading.Thread):
 
 def shown(site: Site) -> str:
     """What `show` and `release` print while the files change under them, decided by the first reviewer."""
-    rules: Any = holding.rules_of(site.config.release)
+    rules: Any = custody.rules_of(site.config.release)
     desk = reviewing.Desk(site.base.folder, rules)
     out = io.StringIO()
     with contextlib.suppress(SpoolError, FileNotFoundError), contextlib.redirect_stdout(out):
