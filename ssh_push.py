@@ -25,6 +25,7 @@ from spool.creation import SPOOL_UMASK, identity
 from spool.drops import Drops, may_accept
 from spool.errors import Conflict, DigestMismatch, NotFound, SpoolError, StaleRun, TransferFailed, Unreachable
 from spool.files import sync_tree
+from spool.heads import Heads
 from spool.manifest import hash_files
 from spool.memory import keep_private
 from spool.opening import open_store
@@ -39,7 +40,7 @@ from spool.ssh.connection import Connections, SiteTrouble, Stopped
 from spool.ssh.only import the_only_push
 from spool.ssh.patience import Patience
 from spool.ssh.site import CannotTell, FolderGone
-from spool.ssh.trip import AGENT, NoLongerOurs, Trip, forget
+from spool.ssh.trip import AGENT, GUARDED, NoLongerOurs, Trip, forget
 from spool.ssh.upkeep import Upkeep
 from spool.states import FINAL, WITH_SITE, State
 from spool.store import Store
@@ -175,6 +176,7 @@ class Push:
         self._spool_id = identity(store.paths)[0]
         self._drops = Drops(store)
         self._connections = Connections()
+        self._heads = Heads(store.paths)
         self._upkeep = Upkeep(store, self._connections)
         self._threads: dict[str, threading.Thread] = {}
         self._rest_until: dict[str, float] = {}
@@ -231,10 +233,20 @@ class Push:
         in_hand = self._store.queue.active(site.name, AGENT)
         for job_id in in_hand:
             self._take_up(site.name, job_id)
-        if claiming and site.enabled and len(in_hand) < site.slots:
+        if claiming and site.enabled and (room := site.slots - self._busy(site, in_hand)) > 0:
             users = list(site.users) or self._store.queue.users(site.name)
-            for state in self._store.claim(site.name, users, agent=AGENT, room=site.slots - len(in_hand)):
+            for state in self._store.claim(site.name, users, agent=AGENT, room=room):
                 self._take_up(site.name, state.id)
+
+    def _busy(self, site: Site, in_hand: list[str]) -> int:
+        """Return how many slots are taken; a job that waits for a person at its site takes none."""
+        return sum(site.kind != GUARDED or not self._is_held(job_id) for job_id in in_hand)
+
+    def _is_held(self, job_id: str) -> bool:
+        try:
+            return self._store.state(job_id).state == State.HELD
+        except (SpoolError, OSError):
+            return False
 
     def _take_up(self, site: str, job_id: str) -> None:
         """Have a thread carry the job, unless one does, or it has just met a defect, or in one pass it had its turn."""
@@ -290,7 +302,9 @@ class Push:
             return None
         if site is None or site.mode != "ssh":
             return None
-        return Trip.of(self._store, site, self._connections.to(site), state, self.stop)
+        trip = Trip.of(self._store, site, self._connections.to(site), state, self.stop)
+        trip.heads = self._heads
+        return trip
 
     def _get_config(self) -> SpoolConfig:
         config = self._config.get()

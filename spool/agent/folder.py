@@ -91,11 +91,11 @@ class Base:
         return name, generation + 1
 
     def name(self) -> str:
-        """Return the agent's id; empty before its first start."""
-        try:
-            return Fields(jsonio.loads(read_record(self._identity, 65536), "agent.json"), "agent.json").string("id")
-        except FileNotFoundError:
-            return ""
+        """Return the id under which MInt knows what works here, an agent or a gate; empty before its first start."""
+        for path in (self._identity, self.control / "gate.json"):
+            with contextlib.suppress(FileNotFoundError):
+                return Fields(jsonio.loads(read_record(path, 65536), path.name), path.name).string("id")
+        return ""
 
     @property
     def _identity(self) -> Path:

@@ -117,11 +117,13 @@ def _answer(config: AgentConfig, base: Base, own_id: str, asked: gate.Asked, lin
         return
     with _the_only_one(base, asked.job_id):
         if asked.verb == "enter":
-            line.answer({**job.enter(line), "base": own_id})
+            line.answer({**job.enter(line), "base": own_id, "audit": str(base.audit.head())})
         elif asked.verb == "get":
             job.get(line)
         elif asked.verb == "tail":
             job.tail(line)
+        elif asked.verb == "delivered":
+            line.answer({**job.delivered(line), "audit": str(base.audit.head())})
         else:
             line.answer(_VERBS[asked.verb](job, line))
 
@@ -132,7 +134,6 @@ _VERBS: dict[str, Verb] = {
     "start": GatedJob.start,
     "cancel": GatedJob.cancel,
     "finish": GatedJob.finish,
-    "delivered": GatedJob.delivered,
 }
 
 

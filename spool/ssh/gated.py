@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from spool.ssh.connection import Connection, Done, SiteTrouble
 from spool.ssh.site import CannotTell, FolderGone, Replaced
 from spool.states import Reason
 
+_HEAD = re.compile(r"[0-9]{1,15}:[0-9a-f]{64}")
 _WORDS = ("new", "canceled", "starting", "running", "exited", "lost", "absent")
 _TRANSIENT: Mapping[str, type[SpoolError]] = {"busy": Busy, "no_space": NoSpace, "unreachable": Unreachable}
 
@@ -55,12 +57,15 @@ class GatedSite:
         self.disk = disk
         self.job_id = job_id
         self.run_id = run_id
+        self.head = ""  # where the site's audit log ended when it was last told
         self.folder = f"{job_id} at site {connection.site.name}"
         self._place = f"gate of {connection.site.name}"
 
     def hello(self) -> dict[str, Any]:
         """Return what the gate says of itself."""
-        return self._answer(self.connection.run(gate.words("hello")))
+        answer = self._answer(self.connection.run(gate.words("hello")))
+        self._note_head(answer)
+        return answer
 
     # ---- To the site
 
@@ -198,7 +203,14 @@ class GatedSite:
 
     def _ask(self, verb: str, request: Mapping[str, Any] | None = None, *, long: bool = False) -> Fields:
         stdin = jsonio.dumps_line(request) if request is not None else b""
-        return Fields(self._answer(self.connection.run(self._words(verb), stdin=stdin, long=long)), "the site's answer")
+        answer = self._answer(self.connection.run(self._words(verb), stdin=stdin, long=long))
+        self._note_head(answer)
+        return Fields(answer, "the site's answer")
+
+    def _note_head(self, answer: Mapping[str, Any]) -> None:
+        head = answer.get("audit")
+        if isinstance(head, str) and _HEAD.fullmatch(head):
+            self.head = head
 
     def _answer(self, done: Done) -> dict[str, Any]:
         self._check(done)

@@ -15,6 +15,7 @@ from spool.config import Site
 from spool.errors import NotFound, SpoolError, Unreachable
 from spool.fields import Fields
 from spool.files import fsync_dir, read_record, replace_file
+from spool.heads import Heads
 from spool.incoming import Incoming
 from spool.paths import JobPaths
 from spool.records import Job, JobState
@@ -48,6 +49,7 @@ class Trip:
     was_started: bool = False
     tailed_at: float = 0.0
     tail_trouble: str = ""
+    heads: Heads | None = None
     here: Mapping[str, int] = field(default_factory=dict)  # bytes of each input at a guarded site, as `enter` was told
 
     @classmethod
@@ -127,6 +129,7 @@ class Trip:
         earlier = sorted({entry.run_id for entry in self.store.history(state) if entry.run_id and entry.attempt < state.attempt})
         if isinstance(self.there, GatedSite):
             found, self.here = self.there.enter(earlier, state, self.paths)
+            self.note_head()
         else:
             found = self.there.enter(earlier)
         if not found:
@@ -139,6 +142,15 @@ class Trip:
         self.there = type(at)(at.connection, at.base, at.job_id, found, at.disk)
         self._remember()
         return False
+
+    def note_head(self) -> None:
+        """Keep where the audit log of a guarded site ended, as it was told with its last answer."""
+        if self.heads is None or not isinstance(self.there, GatedSite) or not self.there.head:
+            return
+        key = (self.site.name, AGENT, self.there.disk)
+        if self.heads.is_behind(key, self.there.head):  # this answer may just have been overtaken by another job's
+            self.there.hello()
+        self.heads.note(key, self.there.head)
 
     def pause(self, seconds: float) -> None:
         """Wait; `Stopped` where the push is ending."""
@@ -186,6 +198,7 @@ class Trip:
                 self.state()
                 return
             self.there.delivered(spool_id, self.site.keep_days)
+            self.note_head()
         except (SpoolError, OSError, Stopped) as exc:
             log.warning("not_marked_delivered", job=self.there.job_id, why=exc)
 

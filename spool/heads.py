@@ -1,4 +1,5 @@
-"""The heads of the agents' audit logs, as they were told with each sync: what a site's log must still hold (docs/security.md).
+"""The heads of the agents' audit logs, as they were told with each sync, or by
+a guarded site's gate with its answers: what a site's log must still hold (docs/security.md).
 
 `sites/SITE.audit.jsonl` gets a line whenever an agent's head has changed, at most one a minute, so that what is cut off at a
 site, or written anew, is found by ``spool_agent.py audit verify --head @FILE``. A head that went back is told at once.
@@ -46,6 +47,12 @@ class Heads:
                 return
             if self._write(key, head, before=told if back else ""):
                 self._last[key], self._told[key] = (head, time.monotonic()), head
+
+    def is_behind(self, key: AgentKey, head: str) -> bool:
+        """True where a later head than `head` was told already."""
+        with self._lock:
+            self._take_up(key[0])
+            return went_back(self._told.get(key, self._last.get(key, ("", 0.0))[0]), head)
 
     def _take_up(self, site: str) -> None:
         """Read what an earlier start of the server has written, once."""
