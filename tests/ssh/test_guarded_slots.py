@@ -1,4 +1,4 @@
-"""What MInt keeps of a guarded site besides its jobs: where its audit log ended; and a job that waits for a person takes no slot."""
+"""What MInt keeps of a guarded site besides its jobs: where its audit log ended. What waits for a person takes no slot."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def heads(site: Guarded) -> list[dict[str, Any]]:
 
 
 def verified(site: Guarded) -> int:
-    words = ["audit", "verify", "--config", str(site.site_folder / "agent.ini"), "--head", f"@{site.rig.spool}/sites/site.audit.jsonl"]
-    return subprocess.run([sys.executable, REPO / "spool_agent.py", *words], capture_output=True, check=False, timeout=60).returncode
+    words = ["--config", str(site.site_folder / "agent.ini"), "--head", f"@{site.rig.spool}/sites/site.audit.jsonl"]
+    program = [sys.executable, REPO / "spool_agent.py", "audit", "verify", *words]
+    return subprocess.run(program, capture_output=True, check=False, timeout=60).returncode
 
 
 def test_the_end_of_the_audit_log_is_kept_at_mint(site: Guarded) -> None:
