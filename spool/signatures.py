@@ -33,7 +33,8 @@ def sign(document: bytes, key: Path) -> bytes:
         path.write_bytes(document)
         done = _keygen(["-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(path)])
         if done.returncode:
-            raise ConfigError(f"the job could not be signed with {key}: {_said(done)}", hint="an ssh key: ssh-keygen -t ed25519")
+            hint = "name the file of an ssh key (ssh-keygen -t ed25519 makes one), without @"
+            raise ConfigError(f"the job could not be signed with {key}: {_said(done)}", hint=hint)
         return path.with_name("job.json.sig").read_bytes()
 
 

@@ -31,7 +31,10 @@ def run(words: list[str], program: Path) -> int:
     if given.action != "verify":
         print(f"{base.audit.path}\n{base.audit.head()}")
         return 0
-    heads = tuple(head for word in given.head for head in _heads(word, base))
+    try:
+        heads = tuple(head for word in given.head for head in _heads(word, base))
+    except InvalidRecord as exc:
+        parser.error(f"--head: {exc.message}: {exc.hint}")
     if given.head and not heads:
         raise ConfigError(f"{' '.join(given.head)} has no head of this agent", hint="MInt: spoolctl audit SITE --json")
     return _verify(base, heads)

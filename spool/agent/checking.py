@@ -18,11 +18,12 @@ from spool.paths import JobPaths
 
 WARNING = "warning: "
 WALL_S = 30
-# Each line is one thing that a wall is there to prevent; the last says that the command ran at all.
+# Each line is one thing that a wall is there to prevent; the last says that the command ran at all. In a wall with an empty /tmp
+# of its own an agent.ini below /tmp can be made, which is not the one that counts: that one is not empty.
 _TRY = r"""
 (cd "$1" && : >written) 2>/dev/null || echo "cannot write its work folder"
 cat "$2" >/dev/null 2>&1 && echo "can read the token"
-(: >>"$3") 2>/dev/null && echo "can write agent.ini"
+[ -s "$3" ] && (: >>"$3") 2>/dev/null && echo "can write agent.ini"
 ls "$4" >/dev/null 2>&1 && echo "can read the agent's own folder"
 cat "$5" >/dev/null 2>&1 && echo "can read other files of the base"
 (: >>"$5") 2>/dev/null && echo "can write other files of the base"
@@ -56,7 +57,7 @@ def _wall(config: AgentConfig, command: Command) -> str:
     try:
         Base(config.base).open()
     except SpoolError as exc:
-        return exc.message
+        return f"{exc.message} ({exc.hint})"
     paths = JobPaths(config.base / f"probe.{secrets.token_hex(8)}")
     try:
         paths.work.mkdir(mode=0o700, parents=True)

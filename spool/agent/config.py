@@ -339,7 +339,8 @@ def read_token(path: Path) -> str:
         mode = path.stat().st_mode
         text = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeError) as exc:
-        raise ConfigError(f"the token file {path} cannot be read: {exc}", hint="put the token alone into it") from exc
+        hint = "put the token alone into it, or get one: spool_agent.py login"
+        raise ConfigError(f"the token file {path} cannot be read: {exc}", hint=hint) from exc
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"the token file {path} can be read by others", hint=f"chmod 600 {path}")
     if not text or len(text.split()) != 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pwd
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -58,9 +59,17 @@ class Base:
             self.control.mkdir(mode=0o700, exist_ok=True)
             info = os.lstat(self.control)
         except OSError as exc:
-            raise ConfigError(f"the base {self.folder} cannot be used: {exc.strerror}", hint="set [agent] base") from exc
+            raise ConfigError(f"the base {self.folder} cannot be used: {exc.strerror}", hint=self._whose()) from exc
         if info.st_uid != os.geteuid() or info.st_mode & 0o077 or not self.control.is_dir() or self.control.is_symlink():
             raise ConfigError(f"{self.control} is not this user's own", hint="remove it, or set another [agent] base")
+
+    def _whose(self) -> str:
+        """Return what to do where the base cannot be used by this user."""
+        with contextlib.suppress(OSError, KeyError):
+            owner = os.stat(self.folder).st_uid
+            if owner != os.geteuid():
+                return f"it is {pwd.getpwuid(owner).pw_name}'s: run this as that user, or set another [agent] base"
+        return "make it for the agent's account, or set another [agent] base"
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the base for this process; `Busy` where another agent has it."""

@@ -88,9 +88,12 @@ class Agent:
 
     def take_up_again(self) -> int:
         """Carry on with what an earlier start left in the base; return how many jobs that is."""
-        for local in self._base.jobs():
-            log.info("taken_up_again", job=local.state.id, state=local.state.state, run=local.state.run_id)
-            self._carry(local)
+        # All are in hand before the first has news: MInt would take those that a sync does not list for lost.
+        carriers = [self._take(local) for local in tuple(self._base.jobs())]
+        for carrier in carriers:
+            state = carrier.local.state
+            log.info("taken_up_again", job=state.id, state=state.state, run=state.run_id)
+            carrier.start()
         return self.in_hand()
 
     def in_hand(self) -> int:
@@ -110,10 +113,14 @@ class Agent:
         )
 
     def _carry(self, local: LocalJob) -> Carrier:
+        carrier = self._take(local)
+        carrier.start()
+        return carrier
+
+    def _take(self, local: LocalJob) -> Carrier:
         carrier = Carrier(local, self._server.of(local.state), self.config, self._runner, self._news.set, self._base)
         with self._lock:
             self._carriers[local.state.id] = carrier
-        carrier.start()
         return carrier
 
     def leave(self, timeout_s: float = 5.0) -> None:

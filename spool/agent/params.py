@@ -82,7 +82,8 @@ def fill(
         name, equals, value = arg.partition("=")
         if not equals or name not in params:
             hint = f"NAME=VALUE, NAME one of: {', '.join(params)}"
-            raise Refused(f"argument {number} of {command!r} is none that it takes here", hint=hint)
+            what = "names no argument that it takes here" if equals else "is not NAME=VALUE, as this site takes them"
+            raise Refused(f"argument {number} of {command!r} {what}", hint=hint)
         if name in values:
             raise Refused(f"argument {name!r} of {command!r} is given twice", hint="give it once")
         values[name] = value

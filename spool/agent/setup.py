@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,7 +13,7 @@ from pathlib import Path
 from spool.agent import checking, sample, shelf
 from spool.agent.arguments import Arguments, configure, tls
 from spool.agent.checking import WARNING
-from spool.agent.config import AgentConfig, candidates
+from spool.agent.config import AgentConfig, candidates, find_config, read_config
 from spool.agent.folder import Base
 from spool.agent.protocol import connect
 from spool.errors import ConfigError, SpoolError
@@ -39,7 +42,9 @@ def init(args: Arguments, program: Path) -> int:
 
 def check(args: Arguments, program: Path) -> int:
     """One line a finding: `ok`, `warning` or `problem` with what to do. Exit code 0 where nothing stands in the way, else 1."""
-    config = configure(args, program)
+    read = None if args.published else read_config(find_config(args.config, program))
+    of_a_gate = read is not None and not read.agent["url"]
+    config = read if read is not None and of_a_gate else configure(args, program)
     problems = 0
     for what, why in _findings(config, args):
         word = "ok" if not why else "warning" if why.startswith(WARNING) else "problem"
@@ -57,8 +62,23 @@ def _findings(config: AgentConfig, args: Arguments) -> Iterator[tuple[str, str]]
         program = config.release["scrub"][0]
         found = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin") and shutil.which("timeout")
         yield f"scrub {program}", "" if found else "it or timeout (coreutils) is not there or not executable: nothing would leave"
+    if config.release["reviewers_group"]:
+        yield f"reviewers: {' '.join(config.release['reviewers'])}", _readable(config)
     yield from _base_findings(config)
+    if not config.agent["url"]:
+        yield "server", f"{WARNING}no url: good for `gate` only (a guarded SSH site); an agent needs url and token_file"
+        return
     yield f"server {config.agent['url']}, token and site", _ask(config, args)
+
+
+def _readable(config: AgentConfig) -> str:
+    """Return why those who decide could not read agent.ini; nothing where they can."""
+    group = config.release["reviewers_group"]
+    info = os.stat(config.source or os.devnull)
+    with contextlib.suppress(KeyError):  # that there is no such group is told of the base
+        if not (info.st_mode & 0o004 or (info.st_mode & 0o040 and info.st_gid == grp.getgrnam(group).gr_gid)):
+            return f"they cannot read {config.source}: chgrp {group} and chmod 640 (it holds no secret)"
+    return ""
 
 
 def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
@@ -69,7 +89,7 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
         install(base.control)
         base.audit.head()
     except (SpoolError, OSError) as exc:
-        yield f"base {config.base}", str(exc)
+        yield f"base {config.base}", _said(exc)
         return
     purged = any(str(config.base).startswith(f"{folder}/") or str(config.base) == folder for folder in PURGED)
     yield f"base {config.base}", f"{WARNING}the system purges it: use a folder of the agent's own" if purged else ""
@@ -81,9 +101,13 @@ def _base_findings(config: AgentConfig) -> Iterator[tuple[str, str]]:
 
 def _ask(config: AgentConfig, args: Arguments) -> str:
     server = connect(config, Base(config.base), tls(config, args))
-    request = {"site": config.agent["site"], "agent": "check", "room": 0, "wait_s": 0, "jobs": []}
+    request = {"site": config.agent["site"], "agent": "check", "room": 0, "wait_s": 0, "leaving": True, "jobs": []}
     try:
         server.sync(request)
     except SpoolError as exc:
-        return f"{exc.message} ({exc.hint})"
+        return _said(exc)
     return ""
+
+
+def _said(exc: SpoolError | OSError) -> str:
+    return f"{exc.message} ({exc.hint})" if isinstance(exc, SpoolError) and exc.hint else str(exc)

@@ -143,7 +143,9 @@ def drain(words: list[str], program: Path) -> int:
     until = time.monotonic() + order.timeout_s
     while left := order.in_hand():
         if time.monotonic() >= until:
-            print(f"draining: {left} jobs are in hand still; no new one is taken. Wait again: spool_agent.py drain")
+            held = order.held()
+            people = f", {held} of them held for a person (spool_agent.py held)" if held else ""
+            print(f"draining: {left} jobs are in hand still{people}; no new one is taken. Wait again: spool_agent.py drain")
             return EXIT_LATER
         time.sleep(LOOK_S)
     print("drained: nothing is in hand, and no new job is taken. Undo it: spool_agent.py resume")
@@ -207,6 +209,10 @@ class _Order:
     def in_hand(self) -> int:
         """Return how many jobs here have not ended."""
         return sum(1 for _ in self.base.jobs())
+
+    def held(self) -> int:
+        """Return how many of them wait for a person."""
+        return sum(job.state.state == State.HELD for job in self.base.jobs())
 
 
 def _person() -> str:

@@ -114,6 +114,10 @@ HELP: dict[str, tuple[str, str]] = {
     "help_token_user": ("whose token it is", "トークンのユーザー"),
     "help_role": ("what it is for; repeat it", "役割(繰り返し可)"),
     "help_token_site": ("good for this site only; repeat it (default: every site)", "このサイトに限る(繰り返し可、既定: すべて)"),
+    "help_token_expires": (
+        "instant after which it counts no more (2026-11-23T00:05:45Z)",
+        "これ以後は無効になる時刻(2026-11-23T00:05:45Z)",
+    ),
     "help_import": ("take the existing token in this file", "このファイルにある既存のトークンを登録する"),
     "help_user_cmd": ("users and passwords for login", "ログイン用のユーザーとパスワード"),
     "help_user_add": ("add a user", "ユーザーを追加する"),

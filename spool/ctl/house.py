@@ -13,6 +13,7 @@ from typing import Any
 
 from spool.ctl.aside import set_aside
 from spool.ctl.findings import Finding, Mend, problem, remark
+from spool.errors import ConfigError
 from spool.files import fsync_dir
 from spool.paths import SpoolPaths
 
@@ -52,7 +53,7 @@ def _folder(paths: SpoolPaths, folder: Path) -> Iterator[Finding]:
 def _make(folder: Path) -> bool:
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o770)
-    os.chmod(folder, SHARED_FOLDER)
+    chmod(folder, SHARED_FOLDER)
     fsync_dir(folder.parent)
     return True
 
@@ -74,6 +75,8 @@ def chmod(path: Path, mode: int) -> bool:
     if stat.S_ISLNK(os.lstat(path).st_mode):
         return False
     os.chmod(path, mode)
+    if stat.S_IMODE(os.lstat(path).st_mode) != mode:  # chmod(2) drops the setgid bit without a word
+        raise ConfigError(f"the system does not set {mode:04o}", hint="is the owner a member of the folder's group?")
     return True
 
 

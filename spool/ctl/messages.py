@@ -133,6 +133,10 @@ _SAID: Catalogue = {
         "Token {id} for {user}: {roles}; sites: {sites}. It is shown this once:",
         "{user}のトークン{id}: 役割 {roles}、サイト {sites}。表示はこの一度だけです:",
     ),
+    "token_site": (
+        "  There is no [site {site}] in spool.ini yet (known: {known}): a mistake? Then revoke the token",
+        "  spool.iniに[site {site}]がありません(登録済み: {known})。誤りならトークンを失効させてください",
+    ),
     "token_revoked": ("Token {id} of {user} counts no more", "{user}のトークン{id}を失効させました"),
     "user_added": ("User {user}: {roles}; sites: {sites}", "ユーザー{user}: 役割 {roles}、サイト {sites}"),
     "user_changed": (

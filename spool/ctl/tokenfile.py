@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spool.ctl.folder import FolderBackend
 from spool.ctl.listing import print_json, table
 from spool.ctl.messages import note, say, text
 from spool.errors import from_os_error
+from spool.instants import to_epoch
 from spool.paths import SpoolPaths
 from spool.server.tokens import Token, TokenFile
 
@@ -31,16 +33,23 @@ def token_path(paths: SpoolPaths, config: SpoolConfig) -> Path:
 def run(args: argparse.Namespace, backend: FolderBackend) -> int:
     """Run ``token add|ls|revoke``; return the exit code."""
     ini = find_config(None, backend.paths.root)
-    path = token_path(backend.paths, read_config(ini) if ini else default_config())
+    config = read_config(ini) if ini else default_config()
+    path = token_path(backend.paths, config)
     call = {"add": _add, "ls": _list, "revoke": _revoke}[args.token_command]
     try:
-        return call(args, TokenFile(path))
+        code = call(args, TokenFile(path))
     except OSError as exc:
         raise from_os_error(exc, f"the token file {path}") from exc
+    if args.token_command == "add":
+        for site in sorted(set(args.site) - set(config.sites)):  # it may come later; or it was mistyped
+            note("token_site", site=site, known=", ".join(config.sites) or "-")
+    return code
 
 
 def _add(args: argparse.Namespace, tokens: TokenFile) -> int:
     given = _imported(args.imported) if args.imported else ""
+    if args.expires_at and to_epoch(args.expires_at) <= time.time():
+        raise Usage(f"--expires-at {args.expires_at} has passed already", hint="give a later instant, or none")
     token_text, token = tokens.add(args.user, args.role, args.site, expires_at=args.expires_at, text=given)
     sites = " ".join(token.sites) or text("all_sites")
     say("token_added", id=token.id, user=token.user, roles=" ".join(token.roles), sites=sites)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+import requests
 
 from agent.company import SITE, Company
 from agent.wire import Act, Wire
@@ -285,6 +286,20 @@ def test_check_finds_nothing(company: Company) -> None:
                env=company.rig.env, check=False)  # fmt: skip
     assert (done.returncode, lines(done, "problem")) == (0, []), done.stdout
     assert len(lines(done, "ok")) >= 8
+    viewer = {"Authorization": f"Bearer {company.rig.token('watcher', 'viewer')}"}
+    seen = requests.get(f"{company.rig.url}/metrics", headers=viewer, timeout=30).text
+    assert "contact_age_seconds{" in seen
+    assert 'agent="check"' not in seen, "it is no agent, which would be late from now on"
+
+
+def test_check_for_a_gate(company: Company) -> None:
+    """The agent.ini of a guarded SSH site names no server."""
+    company.start("--once").wait(20)
+    ini = company.folder / "agent.ini"
+    ini.write_text("".join(line for line in ini.read_text().splitlines(True) if not line.startswith(("url", "token_file"))))
+    done = run([sys.executable, REPO / "spool_agent.py", "check", "--config", ini], env=company.rig.env, check=False)
+    assert (done.returncode, lines(done, "problem")) == (0, []), done.stdout
+    assert "gate" in lines(done, "warning")[-1]
 
 
 @pytest.mark.parametrize(

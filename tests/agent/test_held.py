@@ -182,6 +182,19 @@ def test_through_restarts_and_passes(site: Company) -> None:
     assert words_of(site, other) == ["held", "decision", "refused"]
 
 
+def test_several_through_a_restart(site: Company) -> None:
+    """No sync after the start may list a part of them: MInt would take the others for lost."""
+    agent = site.start()
+    jobs = [lies_held(site) for _ in range(5)]
+    agent.kill()
+    agent = site.start()
+    wait_until(lambda: agent.output().count("event=taken_up_again") == len(jobs), 30, "they are taken up again")
+    reviewer(site, "release", jobs[0])
+    site.is_at(jobs[0], "completed")
+    assert {site.rig.state(job)["state"] for job in jobs[1:]} == {"held"}
+    assert "run_given_up" not in agent.output()
+
+
 @pytest.mark.parametrize("what", ["swapped", "gone", "link", "appended", "manifest"])
 def test_a_change_after_the_snapshot_stops_it(site: Company, what: str) -> None:
     agent = site.start()

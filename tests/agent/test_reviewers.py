@@ -100,6 +100,14 @@ def as_root(site: Company, *words: str, code: int) -> None:
     assert done.returncode == code, done
 
 
+def test_check_tells_of_an_agent_ini_that_they_cannot_read(site: Company) -> None:
+    site.start("check").wait(60)
+    assert site.agent
+    (told,) = [line for line in site.agent.output().splitlines() if " reviewers: " in line]
+    assert told.startswith("problem")
+    assert "chmod 640" in told
+
+
 @pytest.mark.slow
 def test_two_persons_who_are_not_the_submitter(site: Company, people: People) -> None:
     site.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from components import proc
 from components.privilege import need_root
 from components.process import run
 from components.waiting import wait_until
+from spool.agent import checking
 
 WALLS = ("bwrap", "run_as", "run_as bwrap")
 
@@ -250,6 +252,15 @@ def test_check_tries_the_walls() -> None:
         assert found["pre_run of hooked"].startswith("problem")
         company.site.chmod(0o700)
         assert "cannot write its work folder as" in check(company)["wall of alone"]
+
+
+def test_what_can_be_made_in_an_empty_tmp_is_not_agent_ini(tmp_path: Path) -> None:
+    """Behind a wall with a /tmp of its own the folder of an agent.ini below /tmp may be there, and be writable."""
+    things = ("/", "/nowhere", tmp_path / "agent.ini", "/nowhere", "/nowhere")
+    words = ["/bin/sh", "-c", checking._TRY, "probe", *things]
+    assert "agent.ini" not in run(words, env=os.environ).stdout
+    (tmp_path / "agent.ini").write_text("[agent]\n")
+    assert "can write agent.ini" in run(words, env=os.environ).stdout
 
 
 @pytest.mark.parametrize(

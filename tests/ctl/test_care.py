@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 
+from components.privilege import need_root
+from components.process import run
+from components.rig import REPO
 from spool.ctl import surroundings
 from spool.ctl.house import house
 from spool.names import new_id
@@ -39,6 +43,24 @@ def test_tokens(ctl: Any) -> None:
     ctl("token", "add", "--user", "alice", "--role", "king", code=2)
     ctl("token", "add", "--user", "alice", code=2)
     ctl("token", "add", "--user", "a b", "--role", "agent", code=2)
+    past = ctl("token", "add", "--user", "bob", "--role", "agent", "--expires-at", "2020-01-01T00:00:00Z", code=2)
+    assert "passed" in past.stderr
+    assert "[site elsewhere]" in ctl("token", "add", "--user", "bob", "--role", "agent", "--site", "elsewhere").stderr
+
+
+def test_a_mode_that_the_system_does_not_set(tmp_path: Path) -> None:
+    """An owner who is no member of the folder's group cannot set its setgid bit, and chmod(2) says nothing."""
+    folder = tmp_path / "drop"
+    folder.mkdir(0o700)
+    folder.chmod(0o770)
+    program = (
+        "import os, pathlib, sys\nfrom spool.ctl.house import chmod\nfrom spool.errors import ConfigError\n"
+        "os.chown(sys.argv[1], 65001, 65002)\nos.chdir(sys.argv[1])\nos.setgroups([])\nos.setgid(65001)\nos.setuid(65001)\n"
+        "try:\n    chmod(pathlib.Path(), 0o2770)\nexcept ConfigError as exc:\n    print(exc.hint)\n"
+    )
+    need_root()
+    done = run([sys.executable, "-c", program, folder], env={"PYTHONPATH": str(REPO)})
+    assert "member of the folder's group" in done.stdout
 
 
 def test_a_token_counts_at_once_and_no_more_when_revoked(ctl: Any) -> None:
