@@ -119,6 +119,7 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
 
         def _drop_body(self) -> None:
             self.body_rcv, self.content_length, self.chunked = None, 0, False
+            self._welcome = None  # the application answers, and counts the bad try
             self.headers.update(CONTENT_LENGTH="0", CONNECTION="close")
             self.expect_continue, self.bodyless = False, True
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from components.rig import Rig, Section
 from hostile.line import Told, ask
-from hostile.routes import ASKERS, BASE, DATA, INPUT, OUTPUT, ROUTES, WORD, Route, entry_of
+from hostile.routes import ASKERS, BASE, DATA, INPUT, OUTPUT, ROUTES, SIGNATURE, WORD, Route, entry_of
 from server.spools import AGENT
 from spool.drops import first_state
 from spool.names import new_id
@@ -74,7 +74,8 @@ class Cast:
         return told
 
     def job(self, state: str, token: str = "", *, user: str = "alice", site: str = "site-a") -> JobState:
-        """A job in that state. A published step is taken with `token`; `fresh` is new without inputs."""
+        """A job in that state. A published step is taken with `token`; `fresh` is new without inputs, `signable` new and
+        complete, `signed` running with a signature."""
         before = os.umask(0o007)
         try:
             if state in PUBLISHED_STEPS:
@@ -87,9 +88,13 @@ class Cast:
         asked = Job(
             site=site, command=f"{WORD}-command", user=user, inputs=(Input(INPUT),), outputs=(OUTPUT,), labels={WORD: WORD},
         )  # fmt: skip
-        waits = word in ("queued", "claimed", "running", "completed")
+        job_id = new_id()
+        if word == "signable":
+            fixed = Input(INPUT, len(DATA), entry_of(INPUT, DATA).sha256)
+            asked = replace(asked, id=job_id, inputs=(fixed,), expires_at="2099-01-01T00:00:00.000Z", max_attempts=3)
+        waits = word in ("queued", "claimed", "running", "completed", "signed")
         entries = () if word == "fresh" else (entry_of(INPUT, DATA),)
-        made = first_state(asked, new_id(), user, entries, state=State.QUEUED if waits else State.NEW, by=user)
+        made = first_state(asked, job_id, user, entries, state=State.QUEUED if waits else State.NEW, by=user)
         paths = JobPaths(self.store.paths.tmp / f"made.{made.id}")
         paths.inputs.mkdir(parents=True)
         if entries:
@@ -101,13 +106,15 @@ class Cast:
         else:
             self.store.queue.add_new(made.id)
         paths.folder.rename(self.store.paths.jobs / made.id)
-        if word in ("queued", "new", "fresh"):
+        if word == "signed":
+            self.store.paths.job(made.id).signature.write_bytes(SIGNATURE)
+        if word in ("queued", "new", "fresh", "signable"):
             return made
         claimed = self.store.claim_one(made.id, agent=AGENT)
         if word == "claimed":
             return claimed
         running = self.store.start(made.id, claimed.run_id, by=AGENT)
-        return running if word == "running" else self._completed(running)
+        return running if word in ("running", "signed") else self._completed(running)
 
     def _completed(self, running: JobState) -> JobState:
         incoming = self.store.paths.job(running.id).incoming_of(running.run_id) / "files"

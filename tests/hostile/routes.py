@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -135,6 +136,9 @@ def out_tar(_: JobState | None = None) -> bytes:
     return buffer.getvalue()
 
 
+_KEY = b"".join(len(part).to_bytes(4, "big") + part for part in (b"ssh-ed25519", bytes(32)))
+_BLOB = base64.b64encode(b"SSHSIG\0\0\0\1" + len(_KEY).to_bytes(4, "big") + _KEY)
+SIGNATURE = b"-----BEGIN SSH SIGNATURE-----\n" + _BLOB + b"\n-----END SSH SIGNATURE-----\n"  # of a form that is taken
 CALC = {"remote-site": "site-a", "command": "ccx", "parameters": "", "parameter_files": {"a": ["eA==", "t", "c"]},
     "result_files": {}}
 RESULTS = {OUTPUT: {"content": "eA==", "mimetype1": "text/plain;", "mimetype2": "charset=us-ascii"}}
@@ -148,6 +152,8 @@ ROUTES: tuple[Route, ...] = (
     _v1("POST", "/v1/jobs/ID/requeue", "operator", "completed"),
     _v1("POST", "/v1/jobs/ID/finish", "agent", body=result_of),
     _v1("GET", "/v1/jobs/ID/files/job.json", "all"),
+    _v1("GET", "/v1/jobs/ID/files/job.json.sig", "all", "signed"),
+    _v1("POST", "/v1/jobs/ID/files/job.json.sig", "submitter, operator", "signable", body=SIGNATURE),
     _v1("GET", "/v1/jobs/ID/in.tar", "all"),
     _v1("POST", "/v1/jobs/ID/files/out.tar", "agent", body=out_tar, query="?run_id=RUN"),
     _v1("GET", "/v1/jobs/ID/files/in/NAME", "all"),
@@ -176,6 +182,9 @@ ROUTES: tuple[Route, ...] = (
     _published("POST", "send-results", "agent", "end", accept_id="", site_id="", result_files=RESULTS),
     _published("POST", "end-send", "agent", "results", accept_id="", site_id="", result="end send"),
 )
+
+
+UNTOKENED = [("POST", "/v1/login")]  # asked without a token, about nobody's job: tests/server/test_login.py
 
 
 def mounted(rules: Iterable[Any]) -> list[tuple[str, str]]:
