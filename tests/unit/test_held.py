@@ -92,7 +92,7 @@ def test_heads_and_names() -> None:
 
 def test_no_command_decides_on_itself(tmp_path: Path) -> None:
     ini = tmp_path / "agent.ini"
-    law = "[command a]\nargv = /bin/true\nrun_as = mint-job1 mint-job2\n[release]\nhold = always\nreviewers_group = r\nreviewers = "
+    law = "[command a]\nargv = /bin/true\nrun_as = mint-job1 mint-job2\n[release]\nhold = always\nreviewers_group=r\nreviewers="
     ini.write_text(f"{law}sato mint-job2\n")
     with pytest.raises(ConfigError, match="run as mint-job2"):
         read_config(ini)
