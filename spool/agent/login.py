@@ -28,7 +28,7 @@ def login(url: str) -> tuple[str, str]:
         user, token = operator(urlsplit(url).hostname or "")
     except SpoolError:
         raise
-    except Exception as exc:  # somebody else's package: nobody is logged in; its words may hold the password
+    except Exception as exc:  # noqa: BLE001 - somebody else's package: nobody is logged in; its words may hold the password
         hint = f"see the package {PACKAGE} in {os.environ[VARIABLE]}"
         raise Unauthorized(f"login failed: {type(exc).__name__}", hint=hint) from None
     if not isinstance(token, str) or len(token.split()) != 1:
