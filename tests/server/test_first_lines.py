@@ -31,7 +31,8 @@ def test_each_is_answered_400(service: Service) -> None:
 
 def test_a_client_that_left_meanwhile_is_no_defect(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     adj = Adjustments()
-    server = SimpleNamespace(adj=adj, active_channels={}, pull_trigger=id, effective_host="x", effective_port=1, server_name="x")
+    names = {"effective_host": "x", "effective_port": 1, "server_name": "x"}
+    server = SimpleNamespace(adj=adj, active_channels={}, pull_trigger=list, **names)
     ours, theirs = socket.socketpair()
     with ours, theirs, caplog.at_level(logging.INFO):
         channel = channel_class(Limits(lambda headers, peer: lambda: True, tmp_path, 0))(server, ours, ("127.0.0.1", 1), adj, {})
