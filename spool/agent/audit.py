@@ -27,6 +27,7 @@ from spool.instants import utc_now
 from spool.locks import file_lock
 
 MAX_LINE_BYTES = 256 * 1024
+MAX_TEXT = 4000  # characters of one text of an event
 BEGIN = "0" * 64  # what the first line has before it
 _START = re.compile(rb'\{"seq":([0-9]{1,15}),"at":"')
 _END = re.compile(rb'(?:,"torn":"([0-9a-f]{64})")?,"before":"([0-9a-f]{64})","hash":"(?P<hash>[0-9a-f]{64})"\}\Z')
@@ -124,8 +125,16 @@ class Audit:
             os.close(fd)
 
 
+def _cut(value: Any) -> Any:
+    """Return a text as a line has room for it: a job may have a command, or a message of names, of megabytes."""
+    if not isinstance(value, str) or len(value) <= MAX_TEXT:
+        return value
+    return f"{value[:MAX_TEXT]}… ({len(value)} characters)"
+
+
 def _line(before: Head, event: str, details: dict[str, Any]) -> tuple[Head, bytes]:
-    value = {"seq": before.seq + 1, "at": utc_now(), "event": event, **details, "before": before.hash}
+    told_of = {key: _cut(value) for key, value in details.items()}
+    value = {"seq": before.seq + 1, "at": utc_now(), "event": event, **told_of, "before": before.hash}
     told = jsonio.dumps_line(value)[: -len(b"}\n")]
     digest = hashlib.sha256(told).hexdigest()
     line = told + f',"hash":"{digest}"}}\n'.encode()

@@ -98,6 +98,8 @@ class Carrier(Holder):
             return
         try:
             self._again("return", self._return)
+        except Refused as exc:
+            self._end_without_results(Reason.REFUSED_BY_SITE, exc)
         except TransferFailed as exc:
             self._end_without_results(Reason.TRANSFER, exc)
         except ChangedAfterSnapshot as exc:
@@ -162,6 +164,7 @@ class Carrier(Holder):
         result = self.local.result()
         if result is None:
             raise InvalidRecord(f"{self.local.paths.result} is missing", hint="it was there when the job began to return")
+        release.check_still(self._config, self.local.state, result)
         for tries in range(SEND_TRIES):
             try:
                 self._send(result)

@@ -259,6 +259,9 @@ def _check_hold(release: Mapping[str, Any], commands: Mapping[str, Command], whe
     if open_ones := [name for name, command in commands.items() if not walled(command)]:
         raise ConfigError(f"{where}: [release] hold needs a wall around every command, which {', '.join(open_ones)} has not",
                           hint="set run_as or wrapper there: without it the command could release its own results")  # fmt: skip
+    if own := {account for command in commands.values() for account in command.run_as.split()} & set(release["reviewers"]):
+        raise ConfigError(f"{where}: [release] reviewers: commands run as {' '.join(sorted(own))}: not persons",
+                          hint="reviewers are persons; run_as names accounts that nobody else uses")  # fmt: skip
     if release["persons"] > max(1, len(set(release["reviewers"]))):
         raise ConfigError(f"{where}: [release] persons = {release['persons']} needs as many reviewers", hint="list them")
     if release["reviewers"] and not release["reviewers_group"]:

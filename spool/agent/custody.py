@@ -44,7 +44,8 @@ class Custody(Steps):
         self._book.end(status)
         result = release.spoken(self._config, self._judged(status))
         if not self._lay_out(result):
-            self.local.advance(State.RETURNING, "measured", exit_code=result.exit_code)
+            extra = {**self.local.state.extra, release.LAW: release.content_law(self._config)}
+            self.local.advance(State.RETURNING, "measured", exit_code=result.exit_code, extra=extra)
 
     @property
     def _mark(self) -> Mark:

@@ -10,7 +10,7 @@ import os
 import time
 
 from spool import log
-from spool.agent import transfer
+from spool.agent import release, transfer
 from spool.agent.held import ChangedAfterSnapshot, Mark
 from spool.agent.snapshot import Snapshot
 from spool.agent.troubles import Left
@@ -107,6 +107,7 @@ class Holder(Watcher):
             return
         with contextlib.suppress(SpoolError, OSError, Left):
             if (result := self.local.result()) is not None:
+                release.check_still(self._config, self.local.state, result)
                 self._client.finish(result)
 
     # Sending

@@ -28,8 +28,9 @@ def login(url: str) -> tuple[str, str]:
         user, token = operator(urlsplit(url).hostname or "")
     except SpoolError:
         raise
-    except Exception as exc:  # somebody else's package: whatever it raises, nobody is logged in
-        raise Unauthorized(f"login failed: {exc!r}", hint=f"see the package {PACKAGE} in {os.environ[VARIABLE]}") from exc
+    except Exception as exc:  # noqa: BLE001 - somebody else's package: nobody is logged in; its words may hold the password
+        hint = f"see the package {PACKAGE} in {os.environ[VARIABLE]}"
+        raise Unauthorized(f"login failed: {type(exc).__name__}", hint=hint) from None
     if not isinstance(token, str) or len(token.split()) != 1:
         raise Unauthorized("login failed: no token was given", hint="check user and password, then start it again")
     return str(user or ""), token.strip()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from spool import log
 from spool.agent.config import AgentConfig
+from spool.agent.held import Mark
 from spool.copying import copy_file
 from spool.errors import Busy, InvalidName, Refused, SpoolError, StaleRun, TransferFailed
 from spool.files import open_beneath, parent_beneath, remove_tree, sync_tree
@@ -20,10 +21,12 @@ from spool.manifest import HASH_BYTES, hash_files, list_files, match_outputs, ma
 from spool.paths import JobPaths
 from spool.patterns import literal
 from spool.published import WITHHELD
-from spool.records import FileEntry, Job, Result
+from spool.records import CANCELED, FileEntry, Job, JobState, Result
 from spool.results import Outputs
 
 LOG_NAMES = ("stdout.txt", "stderr.txt")
+LAW = "law"  # in the local state.json: what `content_law` was when the results were measured
+LAW_CHANGED = "the site changed its rules before the results left"
 UNTOLD = "the site could not carry this job on; its own log says why"
 SPOKEN = (Refused, TransferFailed, StaleRun)  # their words are made for MInt: what a job asked for, no path and no errno
 
@@ -65,6 +68,33 @@ def _withheld(config: AgentConfig, job: Job, names: set[str], more: int) -> tupl
     if config.release["logs"] == "withhold":
         told += [f"log/{name}: {WITHHELD}" for name in LOG_NAMES]
     return tuple(told)
+
+
+def content_law(config: AgentConfig) -> dict[str, str]:
+    """Return the rules that change what files hold and words say, as a job's local record keeps them."""
+    law = config.release
+    texts = {"scrub": law["scrub"], "redact": [pattern.pattern for pattern in law["redact"]], "logs": [law["logs"]]}
+    return {name: hashlib.sha256("\0".join(words).encode()).hexdigest() if words else "" for name, words in texts.items()}
+
+
+def check_still(config: AgentConfig, state: JobState, result: Result) -> None:
+    """Raise `Refused` where the law of now would not let `result` leave, which was measured under that of then.
+
+    What persons have released they have seen: for it names, caps and `logs = withhold` count alone.
+    """
+    law, now, then = config.release, content_law(config), state.extra.get(LAW) or {}
+    logs = any(entry.path.startswith("log/") for entry in result.files)
+    names = [entry.path[len("out/") :] for entry in result.files if entry.path.startswith("out/")]
+    fine = all(_may_leave(config, name) and not config.redactor.finds(name) for name in names)
+    if Mark.of(state) is None:
+        other = {name for name, value in now.items() if value and value != then.get(name)}
+        raw_logs = logs and law["logs"] == "redact" and other & {"redact", "logs"}
+        raw_words = "redact" in other and spoken(config, result) != result
+        to_hold = law["hold"] and result.reason != CANCELED and law["hold"].why(state, result, False)
+        fine = fine and not (raw_logs or raw_words or to_hold or ("scrub" in other and result.files))
+    if not fine or (logs and law["logs"] == "withhold"):
+        raise Refused(LAW_CHANGED, hint="the site's administrator decides; the results are in the job's folder there")
+    check_caps(config, [entry.size for entry in result.files])
 
 
 def words(config: AgentConfig, exc: Exception, *, spoken: tuple[type[Exception], ...] = SPOKEN) -> str:

@@ -196,9 +196,23 @@ def seal(local: LocalJob) -> None:
     if account is None:
         return
     end_processes(account)
+    _remove_links_to_others(local, account)
     with contextlib.suppress(FileNotFoundError):
         os.chmod(local.paths.folder, 0o700)
     (_folder_of(local) / str(account.uid)).unlink()
+
+
+def _remove_links_to_others(local: LocalJob, account: Account) -> None:
+    """Remove hard links to files that are not the account's: root, who collects, would read for it what it may not.
+
+    Where ``fs.protected_hardlinks`` is 0 (proc_sys_fs(5)) anybody may link to any file of the same file system.
+    """
+    words = ("-xdev", "-type", "f", "-links", "+1", "!", "-uid", str(account.uid), "-print", "-delete")
+    found = subprocess.run(["find", str(local.paths.work), *words], env={"PATH": PATH}, stdin=subprocess.DEVNULL,
+                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout  # fmt: skip
+    if found:
+        log.warning("links_removed", job=local.state.id, files=found.count(b"\n"), why="hard links to files of others in work/",
+                    hint="the command made them: set fs.protected_hardlinks = 1")  # fmt: skip
 
 
 def strip_set_id(work: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Callable
 
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.utilities import Error
 
 from spool.errors import SpoolError
@@ -80,6 +80,7 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
         """waitress's parser; for published calls it looks before the body comes, and answers in their envelope."""
 
         adj: Any
+        path: Any = ""  # waitress names it in its log also where the request line could not be read
         error: Error | None
         refused: Refusal | None = None
         bodyless = False  # given to the application, which refuses it, without its body
@@ -92,7 +93,10 @@ def channel_class(limits: Limits) -> type[HTTPChannel]:
             self._peer = peer
 
         def parse_header(self, header_plus: bytes) -> None:
-            super().parse_header(header_plus)
+            try:
+                super().parse_header(header_plus)
+            except ValueError as exc:  # of urlsplit: http://[ ; nobody above would catch it, nor answer
+                raise ParsingError("Bad URI") from exc
             if self._is_published() and self.body_rcv is not None:
                 self._limit = MAX_BODY_BYTES if self.path in LARGE_CALLS else SMALL_BYTES
                 self.adj = _Limited(self.adj, self._limit)

@@ -272,3 +272,22 @@ def test_what_is_cut_off_is_found_by_the_heads_at_mint(company: Company) -> None
     wait_until(lambda: "event=audit_went_back" in log.read_text(), 30, "the server says so")
     assert "WENT BACK" in company.rig.spoolctl("audit", SITE).stdout
     assert Head.parse(json.loads(heads.splitlines()[-1])["head"]) == head
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("huge", ["command", "env", "outputs"])
+def test_a_job_of_huge_words_ends_and_holds_nobody_up(company: Company, huge: str) -> None:
+    """Words that no line of the log has room for: said in short, and the job ends as any other."""
+    company.start()
+    names = [f"{number:06}" + "x" * 100 for number in range(3_000)]
+    if huge == "command":
+        job, reason = company.drop("x" * 300_000), "refused_by_site"
+    elif huge == "env":
+        job, reason = company.sh("true", env={f"V{name}": "" for name in names}), "refused_by_site"
+    else:
+        job, reason = company.sh("true", outputs=tuple(names)), "no_outputs"
+    company.failed(job, reason)
+    assert company.completed(company.sh("echo ok >a", outputs=("a",))) == {"a": b"ok\n"}
+    log = log_of(company.folder / "base")
+    assert verify(log)[1] == []
+    assert max(map(len, log.read_bytes().splitlines())) < 150_000

@@ -62,7 +62,7 @@ def events(site: Any) -> list[dict[str, Any]]:
 
 def words_of(site: Any, job: str) -> list[str]:
     ours = ("held", "decision", "released", "refused", "changed_after_snapshot", "canceled_while_held")
-    return [one["event"] for one in events(site) if one["job"] == job and one["event"] in ours]
+    return [one["event"] for one in events(site) if one.get("job") == job and one["event"] in ours]
 
 
 def test_released(site: Company) -> None:
@@ -125,6 +125,24 @@ def test_canceled_while_held(site: Company) -> None:
     assert site.result(job)["files"] == []
     nothing_at_mint(site, job)
     assert words_of(site, job) == ["held", "canceled_while_held"]
+
+
+@pytest.mark.slow
+def test_stopped_while_held_nothing_leaves_whatever_persons_say(site: Company) -> None:
+    """The kill switch stands above a release, over a restart too; what was said counts once it is undone."""
+    agent = site.start()
+    job = lies_held(site)
+    reviewer(site, "stop")
+    reviewer(site, "release", job)
+    stays(lambda: site.local_state(job) == "held", 2, "it stays held")
+    agent.kill()
+    site.start()
+    stays(lambda: site.local_state(job) == "held", 2, "it stays held after a restart")
+    nothing_at_mint(site, job)
+    reviewer(site, "resume")
+    assert site.completed(job)["a.dat"] == "結果\n".encode()
+    site.locally(job, "completed")
+    assert words_of(site, job) == ["held", "decision", "released"]
 
 
 def test_a_cancel_while_it_runs_brings_nothing_home(site: Company) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+from agent.abroad import COMMAND, Abroad
 from agent.company import Company, files_below
 from agent.test_held import WALLED, events, lies_held, nothing_at_mint, reviewer
 from components.rig import REPO
+from components.tap import Tap
 from components.waiting import wait_until
+from spool.published import LOGS
 
 SECRET = "license=ABC 顧客TOYOTA"
 LAW = {"allow": "*.dat", "logs": "redact", "redact": "license=[^ ]*\n    顧客[A-Z]+", "hold": "always"}
@@ -82,6 +86,33 @@ def test_the_words_of_a_refusal_are_redacted(site: Company) -> None:
     told = {one["event"]: one for one in events(site) if one.get("job") == job}
     assert SECRET in told["decision"]["because"], "what the person said stays in the site's own log"
     assert told["refused"]["message"] == state["message"], "and beside it what MInt was told"
+
+
+@pytest.mark.slow
+def test_with_a_published_server(tmp_path: Path) -> None:
+    """Nothing on that line before the release; then what was shown, also after a restart; nothing of the logs themselves."""
+    abroad = Abroad(tmp_path / "rig")
+    try:
+        tap = Tap(int(abroad.server.url.rpartition(":")[2]))
+        abroad.release = dict(LAW)
+        abroad.commands = {COMMAND: {"argv": "/bin/sh job.sh", "wrapper": "/usr/bin/env"}}
+        agent = abroad.start(url=tap.url)
+        job = abroad.submit(SCRIPT, "a.dat")
+        abroad.locally(job, "held")
+        wait_until((abroad.base / "held" / f"{job}.json").exists, 60, "it lies before the reviewers")
+        assert "計算" in reviewer(abroad, "show", job)
+        assert b"send-results" not in tap.sent
+        agent.kill()
+        abroad.start(url=tap.url)
+        reviewer(abroad, "release", job)
+        assert abroad.ended(job, 60) == "completed"
+        found = abroad.results(job)
+        assert found["a.dat"][0].decode() == "結果\n"
+        assert [found[name][0].decode() for name in LOGS] == list(SHOWN.values())
+        tap.close()
+        assert b"license=" not in tap.sent.partition(b"send-results")[2]
+    finally:
+        abroad.close()
 
 
 KILLER = """

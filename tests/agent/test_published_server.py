@@ -319,14 +319,16 @@ def test_login(abroad: Abroad, tmp_path: Path, file: str) -> None:
 @slow
 @pytest.mark.parametrize(
     ("answer", "code", "said"),
-    [("(None, None)", 77, "login failed"), ("1 / 0", 77, "ZeroDivisionError"), (None, 78, "AUTHENTICATION_OPERATOR is not set")],
-    ids=["nobody", "broken", "no variable"],
+    [("(None, None)", 77, "login failed"), ("1 / 0", 77, "ZeroDivisionError"), ("int('geheim-97')", 77, "ValueError"),
+     (None, 78, "AUTHENTICATION_OPERATOR is not set")],
+    ids=["nobody", "broken", "with a password in its words", "no variable"],
 )
 def test_a_login_that_fails(abroad: Abroad, tmp_path: Path, answer: str | None, code: int, said: str) -> None:
     env = operator(tmp_path, "__init__.py", answer) if answer else {}
     assert abroad.start(SITE, abroad.server.url, "login", f"calc_base:{abroad.base}", env=env).wait(20) == code
     assert said in abroad.said()
     assert "Traceback" not in abroad.said()
+    assert "geheim" not in abroad.said()
 
 
 @slow

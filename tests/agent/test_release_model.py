@@ -229,6 +229,7 @@ class Player:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200 if ALL else 300)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_sequence_lets_an_unreleased_byte_out(tmp_path: Path, receiver: Receiver, part: int) -> None:
     sent = ended = 0
@@ -331,6 +332,7 @@ def test_a_change_between_two_requests_never_leaves(tmp_path: Path, receiver: Re
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200 if ALL else 300)
 def test_swapping_while_reviewing(tmp_path: Path, receiver: Receiver) -> None:
     swaps = sent = stopped = 0
     for number in range(RACES):

@@ -180,6 +180,24 @@ def test_an_account_that_a_person_uses_is_left_alone() -> None:
 
 
 @pytest.mark.slow
+def test_a_hard_link_to_a_file_of_root_brings_nothing_home() -> None:
+    """As a command makes it where fs.protected_hardlinks is 0; the agent, which is root, could read it."""
+    with walled("run_as") as company:
+        company.start()
+        job_id = company.sh("echo x >x.dat; ln x.dat y.dat; while [ ! -e go ]; do sleep 0.1; done", outputs=("*.dat",))
+        work = company.local(job_id) / "work"
+        wait_until((work / "y.dat").exists, 60, "the command runs")
+        shadow = company.rig.root / "shadow"
+        shadow.write_text("secret\n")
+        shadow.chmod(0o4600)
+        os.link(shadow, work / "stolen.dat")
+        (work / "go").touch()
+        assert company.completed(job_id, deadline_s=90) == {"x.dat": b"x\n", "y.dat": b"x\n"}
+        assert shadow.read_text() == "secret\n"
+        assert stat.S_IMODE(shadow.stat().st_mode) == 0o4600, "nor is the file itself touched"
+
+
+@pytest.mark.slow
 def test_what_a_killed_agent_left_in_an_account_is_ended() -> None:
     """The account of an ended job whose agent could not clean up: the next job of the account ends its leftovers first."""
     with walled("run_as") as company:

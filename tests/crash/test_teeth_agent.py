@@ -182,7 +182,7 @@ def known(job_id: str) -> JobState:
 def agent(tmp_path: Path, config: AgentConfig) -> Iterator[tuple[Agent, list[LocalJob]]]:
     """An agent whose carriers are only noted; its server knows every job as claimed."""
     base = Base(tmp_path)
-    anyone: Any = SimpleNamespace(state=known)
+    anyone: Any = SimpleNamespace(state=known, send_only_if=bool)
     made = Agent(config, anyone, base, ("agent-1", 1), anyone)
     carried: list[LocalJob] = []
 

@@ -140,8 +140,11 @@ def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRecord):
         Audit(tmp_path / "long").append("received")
     with pytest.raises(InvalidRecord):
-        Audit(tmp_path / "log").append("received", why="x" * 300_000)
+        Audit(tmp_path / "log").append("received", why=["x" * 300_000])
     assert (tmp_path / "log").stat().st_size == 0
+    Audit(tmp_path / "log").append("received", why="結" * 300_000)  # a text is said in short
+    assert (tmp_path / "log").stat().st_size < 20_000
+    assert "… (300000 characters)" in (tmp_path / "log").read_text(encoding="utf-8")
     for text in ("", "1", "1:", "x:" + BEGIN, "1:" + "g" * 64, "1:" + "0" * 63):
         with pytest.raises(InvalidRecord):
             Head.parse(text)

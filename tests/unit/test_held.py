@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from spool.agent.conditions import Hold, hold
+from spool.agent.config import read_config
 from spool.agent.held import CHANGED, NOT_RELEASED, ChangedAfterSnapshot, Mark, digest, tellable
 from spool.agent.remarks import Tables, head, of_name
+from spool.errors import ConfigError
 from spool.names import new_id
 from spool.records import FileEntry, JobState, Result
 from spool.states import State
@@ -86,3 +88,13 @@ def test_heads_and_names() -> None:
     assert head(io.BytesIO("あ".encode() * 2000))[1] is False, "cut within a character"
     assert list(of_name(FILES[0])) == []
     assert len(list(of_name(FileEntry("out/.x", 1 << 40, "")))) == 2
+
+
+def test_no_command_decides_on_itself(tmp_path: Path) -> None:
+    ini = tmp_path / "agent.ini"
+    law = "[command a]\nargv = /bin/true\nrun_as = mint-job1 mint-job2\n[release]\nhold = always\nreviewers_group=r\nreviewers="
+    ini.write_text(f"{law}sato mint-job2\n")
+    with pytest.raises(ConfigError, match="run as mint-job2"):
+        read_config(ini)
+    ini.write_text(f"{law}sato\n")
+    assert read_config(ini).release["reviewers"] == ("sato",)
