@@ -25,6 +25,7 @@ from spool.creation import SPOOL_UMASK, identity
 from spool.drops import Drops, may_accept
 from spool.errors import Conflict, DigestMismatch, NotFound, SpoolError, StaleRun, TransferFailed, Unreachable
 from spool.files import sync_tree
+from spool.heads import Heads
 from spool.manifest import hash_files
 from spool.memory import keep_private
 from spool.opening import open_store
@@ -39,7 +40,7 @@ from spool.ssh.connection import Connections, SiteTrouble, Stopped
 from spool.ssh.only import the_only_push
 from spool.ssh.patience import Patience
 from spool.ssh.site import CannotTell, FolderGone
-from spool.ssh.trip import AGENT, NoLongerOurs, Trip, forget
+from spool.ssh.trip import AGENT, GUARDED, HeldThere, NoLongerOurs, Trip, forget
 from spool.ssh.upkeep import Upkeep
 from spool.states import FINAL, WITH_SITE, State
 from spool.store import Store
@@ -175,6 +176,7 @@ class Push:
         self._spool_id = identity(store.paths)[0]
         self._drops = Drops(store)
         self._connections = Connections()
+        self._heads = Heads(store.paths)
         self._upkeep = Upkeep(store, self._connections)
         self._threads: dict[str, threading.Thread] = {}
         self._rest_until: dict[str, float] = {}
@@ -231,10 +233,20 @@ class Push:
         in_hand = self._store.queue.active(site.name, AGENT)
         for job_id in in_hand:
             self._take_up(site.name, job_id)
-        if claiming and site.enabled and len(in_hand) < site.slots:
+        room = site.slots - len(in_hand)
+        if room <= 0 and claiming and site.kind == GUARDED:
+            room += sum(map(self._rests, in_hand))
+        if claiming and site.enabled and room > 0:
             users = list(site.users) or self._store.queue.users(site.name)
-            for state in self._store.claim(site.name, users, agent=AGENT, room=site.slots - len(in_hand)):
+            for state in self._store.claim(site.name, users, agent=AGENT, room=room):
                 self._take_up(site.name, state.id)
+
+    def _rests(self, job_id: str) -> bool:
+        """True where nothing can be done but by a person of the site who releases the results: it takes no slot."""
+        try:
+            return self._store.state(job_id).state == State.HELD
+        except (SpoolError, OSError):
+            return False
 
     def _take_up(self, site: str, job_id: str) -> None:
         """Have a thread carry the job, unless one does, or it has just met a defect, or in one pass it had its turn."""
@@ -268,6 +280,9 @@ class Push:
                 return
             except (Stopped, NotFound):
                 return
+            except HeldThere:
+                self._unreachable = True  # a later pass looks again
+                return
             except NoLongerOurs:
                 log.info("run_over", job=job_id, why="canceled, given up or requeued meanwhile")
                 return
@@ -290,7 +305,8 @@ class Push:
             return None
         if site is None or site.mode != "ssh":
             return None
-        return Trip.of(self._store, site, self._connections.to(site), state, self.stop)
+        connection = self._connections.to(site)
+        return Trip.of(self._store, site, connection, state, self.stop, self._heads, waits_for_person=not self._once)
 
     def _get_config(self) -> SpoolConfig:
         config = self._config.get()

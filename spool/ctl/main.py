@@ -30,10 +30,10 @@ from spool.ctl.remote import RemoteBackend
 from spool.ctl.submission import fixed, job_of
 from spool.ctl.waiting import LogFollower, Waiter, tell_error
 from spool.errors import Busy, ConfigError, Conflict, SpoolError, from_os_error
+from spool.heads import read_heads
 from spool.manifest import printable
 from spool.memory import keep_private
 from spool.names import check_site
-from spool.server.heads import read_heads
 from spool.signatures import sign
 from spool.states import FINAL, State
 from spool.tls import Tls

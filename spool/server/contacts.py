@@ -8,8 +8,8 @@ import time
 from spool import jsonio, log
 from spool.errors import Twin
 from spool.files import replace_file
+from spool.heads import Heads
 from spool.instants import utc_now
-from spool.server.heads import Heads
 from spool.server.request import Request
 from spool.store import Store
 

@@ -29,6 +29,7 @@ from spool.errors import (
 )
 from spool.fields import Fields
 from spool.files import open_beneath, sync_tree, write_all
+from spool.heads import HEAD
 from spool.names import is_id
 from spool.paths import JobPaths
 from spool.records import FileEntry, JobState, Result
@@ -55,6 +56,7 @@ class GatedSite:
         self.disk = disk
         self.job_id = job_id
         self.run_id = run_id
+        self.audit = ""  # where the site's audit log ended, as it was told last
         self.folder = f"{job_id} at site {connection.site.name}"
         self._place = f"gate of {connection.site.name}"
 
@@ -187,9 +189,9 @@ class GatedSite:
         request = gate.encode_parts(offsets, "offset")
         self._check(self.connection.stream(self._words("tail"), lambda pipe: _write(pipe, request), take))
 
-    def delivered(self, spool_id: str, keep_days: int) -> None:
-        """Tell the site that the run is over at MInt. What it keeps, and for how long, is the site's own."""
-        self._ask("delivered")
+    def over(self, state: str, reason: str) -> None:
+        """Tell the site that the run is over at MInt, and as what. What it keeps, and for how long, is the site's own."""
+        self._ask("delivered", {"state": state, "reason": reason})
 
     # ---- Asking
 
@@ -198,7 +200,13 @@ class GatedSite:
 
     def _ask(self, verb: str, request: Mapping[str, Any] | None = None, *, long: bool = False) -> Fields:
         stdin = jsonio.dumps_line(request) if request is not None else b""
-        return Fields(self._answer(self.connection.run(self._words(verb), stdin=stdin, long=long)), "the site's answer")
+        answer = Fields(self._answer(self.connection.run(self._words(verb), stdin=stdin, long=long)), "the site's answer")
+        with self._strict():
+            head = answer.string("audit", "")
+            if head and not HEAD.fullmatch(head):
+                raise answer.wrong("audit", "is no end of an audit log")
+        self.audit = head or self.audit
+        return answer
 
     def _answer(self, done: Done) -> dict[str, Any]:
         self._check(done)

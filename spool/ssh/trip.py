@@ -15,6 +15,7 @@ from spool.config import Site
 from spool.errors import NotFound, SpoolError, Unreachable
 from spool.fields import Fields
 from spool.files import fsync_dir, read_record, replace_file
+from spool.heads import Heads
 from spool.incoming import Incoming
 from spool.paths import JobPaths
 from spool.records import Job, JobState
@@ -31,6 +32,10 @@ GATED_LOGS = ("log/stdout.txt", "log/stderr.txt")
 TAIL_EVERY_S = 2.0
 
 
+class HeldThere(Exception):
+    """The results wait for a person of the site, and this pass does not."""
+
+
 class NoLongerOurs(Exception):
     """The job was canceled, given up or requeued meanwhile: this run is over for us."""
 
@@ -38,23 +43,30 @@ class NoLongerOurs(Exception):
 @dataclass
 class Trip:
     """One run of one job. What it remembers of the site is in `incoming/RUN_ID/site.json`: base and disk as they were when the
-    run first went there, whatever spool.ini says now, and whether the site has ever said that it `was_started`."""
+    run first went there, whatever spool.ini says now, and whether the site has ever said that it `was_started`. `heads` keeps
+    the ends of audit logs; a pass that does not wait for persons ends with `HeldThere`."""
 
     store: Store
     job: Job
     site: Site
     there: AtSite | GatedSite
     stop: threading.Event
+    heads: Heads
+    waits_for_person: bool = True
     was_started: bool = False
     tailed_at: float = 0.0
     tail_trouble: str = ""
     here: Mapping[str, int] = field(default_factory=dict)  # bytes of each input at a guarded site, as `enter` was told
 
     @classmethod
-    def of(cls, store: Store, site: Site, connection: Connection, state: JobState, stop: threading.Event) -> Trip:
+    def of(
+        cls, store: Store, site: Site, connection: Connection, state: JobState, stop: threading.Event, heads: Heads,
+        *, waits_for_person: bool = True,
+    ) -> Trip:  # fmt: skip
         """Return the trip of the job's current run."""
         kind = GatedSite if site.kind == GUARDED else AtSite
-        trip = cls(store, store.job(state.id), site, kind(connection, site.base, state.id, state.run_id), stop)
+        there = kind(connection, site.base, state.id, state.run_id)
+        trip = cls(store, store.job(state.id), site, there, stop, heads, waits_for_person)
         trip.recall()
         return trip
 
@@ -179,13 +191,24 @@ class Trip:
                     os.rename(place, self.incoming / "files" / name)
             fsync_dir(self.paths.folder)
 
+    def note_audit(self, *, last_word: bool = False) -> None:
+        """Keep where the site's audit log ended, as its gate has told."""
+        if isinstance(self.there, GatedSite) and self.there.audit:
+            self.heads.note((self.site.name, AGENT, self.there.disk), self.there.audit, last_word=last_word)
+
     def mark_if_over(self, spool_id: str) -> None:
-        """Where this run is over, let the site's folder be cleaned away in time; not worth a failure."""
+        """Where this run is over, tell the site, whose folder may be cleaned away in time; not worth a failure."""
         try:
             with contextlib.suppress(NoLongerOurs):
                 self.state()
                 return
-            self.there.delivered(spool_id, self.site.keep_days)
+            if isinstance(self.there, GatedSite):
+                ended = self.store.state(self.there.job_id)
+                ours = ended.run_id == self.there.run_id
+                self.there.over(str(ended.state) if ours else "", ended.reason if ours else "")
+                self.note_audit(last_word=True)
+            else:
+                self.there.delivered(spool_id, self.site.keep_days)
         except (SpoolError, OSError, Stopped) as exc:
             log.warning("not_marked_delivered", job=self.there.job_id, why=exc)
 

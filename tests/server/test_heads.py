@@ -10,8 +10,8 @@ import pytest
 
 from server.spools import new_store
 from spool.errors import InvalidRequest
+from spool.heads import Heads, read_heads
 from spool.server import heads
-from spool.server.heads import Heads, read_heads
 from spool.server.request import Request
 
 KEY = ("site-a", "sato", "agent-1")

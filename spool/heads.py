@@ -1,4 +1,4 @@
-"""The heads of the agents' audit logs, as they were told with each sync: what a site's log must still hold (docs/security.md).
+"""The heads of the sites' audit logs, as agents tell them with each sync and gates with their answers (docs/security.md).
 
 `sites/SITE.audit.jsonl` gets a line whenever an agent's head has changed, at most one a minute, so that what is cut off at a
 site, or written anew, is found by ``spool_agent.py audit verify --head @FILE``. A head that went back is told at once.
@@ -7,6 +7,7 @@ site, or written anew, is found by ``spool_agent.py audit verify --head @FILE``.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from spool.instants import utc_now
 from spool.paths import SpoolPaths
 
 EVERY_S = 60.0
+
+HEAD = re.compile(r"(0|[1-9][0-9]{0,14}):[0-9a-f]{64}")
 
 AgentKey = tuple[str, str, str]  # site, user, the agent's own name
 
