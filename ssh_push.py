@@ -271,7 +271,7 @@ class Push:
 
     def _carry(self, site: str, job_id: str) -> None:
         """Carry one job, again and again while its site is silent; what else goes wrong ends it with its reason."""
-        patience = Patience(self._store, job_id)
+        patience, trip = Patience(self._store, job_id), None
         while True:
             try:
                 trip = self._trip(site, job_id)
@@ -288,6 +288,8 @@ class Push:
                 return
             except (SpoolError, OSError) as exc:
                 if patience.settles(exc) or not self._may_try_again(site, exc, patience):
+                    if trip is not None and trip.guarded:
+                        trip.mark_if_over(self._spool_id)
                     return
 
     def _may_try_again(self, site_name: str, exc: SpoolError | OSError, patience: Patience) -> bool:
