@@ -72,7 +72,7 @@ def test_pins_and_the_sites_own_check(site: Guarded) -> None:
 @pytest.mark.slow
 def test_parameters_and_caps(site: Guarded) -> None:
     site.law(
-        {"sh": {"argv": "/bin/cp {deck} {n}.dat", "param.deck": "input", "param.n": "integer 1 9", "max_inputs": 1,
+        {"sh": {"argv": "/bin/cp {deck} {n}.dat", "param.deck": "input", "param.n": "integer 1..9", "max_inputs": 1,
                 "max_input_bytes": 100}},
         {"allow": "*.dat", "logs": "withhold", "max_bytes": 50},
     )  # fmt: skip
