@@ -322,6 +322,7 @@ def test_the_same_run_is_no_other_job(site: Guarded) -> None:
     lying = Run(site, "echo secret >y.dat")
     lying.to_exit()
     assert lying.good("finish")["held"] is True
+    assert lying.refused("get", parts({"out/y.dat": 0})) == "refused_by_site"
 
 
 def test_a_hold_without_a_wall_is_refused(site: Guarded) -> None:

@@ -39,7 +39,7 @@ class Signed(Run):
 
     def request(self, **changes: Any) -> bytes:
         value = json.loads(super().request())
-        value.update(job=_text(self.document), signature=_text(self.signature), **changes)
+        value.update({"job": _text(self.document), "signature": _text(self.signature), **changes})
         return json.dumps(value).encode() + b"\n"
 
     def edited(self, **keys: Any) -> str:

@@ -72,7 +72,7 @@ def test_pins_and_the_sites_own_check(site: Guarded) -> None:
 @pytest.mark.slow
 def test_parameters_and_caps(site: Guarded) -> None:
     site.law(
-        {"sh": {"argv": "/bin/cp {deck} {n}.dat", "param.deck": "input", "param.n": "integer 1..9", "max_inputs": 1,
+        {"sh": {"argv": "/bin/cp {deck} {n}.dat", "param.deck": "file", "param.n": "integer 1..9", "max_inputs": 1,
                 "max_input_bytes": 100}},
         {"allow": "*.dat", "logs": "withhold", "max_bytes": 50},
     )  # fmt: skip
@@ -96,7 +96,7 @@ def test_parameters_and_caps(site: Guarded) -> None:
 ATTACK = r"""
 try() { name=$1; shift; if "$@" >/dev/null 2>&1; then echo "broke $name"; fi; }
 try "read policy" sh -c 'head -c 9 "$0" | grep .' "$site/agent.ini"
-try "write policy" sh -c 'echo "#" >>"$0"' "$site/agent.ini"
+echo "#" >>"$site/agent.ini"
 try "read audit" sh -c 'head -c 9 "$0" | grep .' "$control/audit.jsonl"
 try "write audit" sh -c 'echo x >>"$0"' "$control/audit.jsonl"
 try "list control" ls "$control"
@@ -129,7 +129,9 @@ def test_a_hostile_command_behind_a_wall(site: Guarded, wall: str) -> None:
     assert other.good("finish")["held"] is False
     told = {"site": site.site_folder, "control": site.control, "other": other.folder}
     run = Run(site, "".join(f"{name}={value}\n" for name, value in told.items()) + ATTACK, {"a.inp": b"1"})
+    policy = (site.site_folder / "agent.ini").read_bytes()
     result = run.to_end()
+    assert (site.site_folder / "agent.ini").read_bytes() == policy
     assert run.get("out/done.dat").stdout.decode() == f"done as {0 if wall == 'bwrap' else uid}\n"
     assert [entry["path"] for entry in result["files"] if entry["path"].startswith("out/")] == ["out/done.dat"]
     assert run.get("log/stdout.txt").stdout == b"", "it broke something"
