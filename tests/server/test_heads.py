@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from server.spools import new_store
+from spool import heads
 from spool.errors import InvalidRequest
 from spool.heads import Heads, read_heads
-from spool.server import heads
 from spool.server.request import Request
 
 KEY = ("site-a", "sato", "agent-1")
