@@ -40,7 +40,7 @@ from spool.ssh.connection import Connections, SiteTrouble, Stopped
 from spool.ssh.only import the_only_push
 from spool.ssh.patience import Patience
 from spool.ssh.site import CannotTell, FolderGone
-from spool.ssh.trip import AGENT, GUARDED, NoLongerOurs, Trip, forget
+from spool.ssh.trip import AGENT, GUARDED, HeldThere, NoLongerOurs, Trip, forget
 from spool.ssh.upkeep import Upkeep
 from spool.states import FINAL, WITH_SITE, State
 from spool.store import Store
@@ -233,16 +233,16 @@ class Push:
         in_hand = self._store.queue.active(site.name, AGENT)
         for job_id in in_hand:
             self._take_up(site.name, job_id)
-        if claiming and site.enabled and (room := site.slots - self._busy(site, in_hand)) > 0:
+        room = site.slots - len(in_hand)
+        if room <= 0 and claiming and site.kind == GUARDED:
+            room += sum(map(self._rests, in_hand))
+        if claiming and site.enabled and room > 0:
             users = list(site.users) or self._store.queue.users(site.name)
             for state in self._store.claim(site.name, users, agent=AGENT, room=room):
                 self._take_up(site.name, state.id)
 
-    def _busy(self, site: Site, in_hand: list[str]) -> int:
-        """Return how many slots are taken; a job that waits for a person at its site takes none."""
-        return sum(site.kind != GUARDED or not self._is_held(job_id) for job_id in in_hand)
-
-    def _is_held(self, job_id: str) -> bool:
+    def _rests(self, job_id: str) -> bool:
+        """True where nothing can be done but by a person of the site who releases the results: it takes no slot."""
         try:
             return self._store.state(job_id).state == State.HELD
         except (SpoolError, OSError):
@@ -271,7 +271,7 @@ class Push:
 
     def _carry(self, site: str, job_id: str) -> None:
         """Carry one job, again and again while its site is silent; what else goes wrong ends it with its reason."""
-        patience = Patience(self._store, job_id)
+        patience, trip = Patience(self._store, job_id), None
         while True:
             try:
                 trip = self._trip(site, job_id)
@@ -280,11 +280,16 @@ class Push:
                 return
             except (Stopped, NotFound):
                 return
+            except HeldThere:
+                self._unreachable = True  # a later pass looks again
+                return
             except NoLongerOurs:
                 log.info("run_over", job=job_id, why="canceled, given up or requeued meanwhile")
                 return
             except (SpoolError, OSError) as exc:
                 if patience.settles(exc) or not self._may_try_again(site, exc, patience):
+                    if trip is not None and trip.guarded:
+                        trip.mark_if_over(self._spool_id)
                     return
 
     def _may_try_again(self, site_name: str, exc: SpoolError | OSError, patience: Patience) -> bool:
@@ -302,9 +307,8 @@ class Push:
             return None
         if site is None or site.mode != "ssh":
             return None
-        trip = Trip.of(self._store, site, self._connections.to(site), state, self.stop)
-        trip.heads = self._heads
-        return trip
+        connection = self._connections.to(site)
+        return Trip.of(self._store, site, connection, state, self.stop, self._heads, waits_for_person=not self._once)
 
     def _get_config(self) -> SpoolConfig:
         config = self._config.get()

@@ -1,5 +1,4 @@
-"""The heads of the agents' audit logs, as they were told with each sync, or by
-a guarded site's gate with its answers: what a site's log must still hold (docs/security.md).
+"""The heads of the sites' audit logs, as agents tell them with each sync and gates with their answers (docs/security.md).
 
 `sites/SITE.audit.jsonl` gets a line whenever an agent's head has changed, at most one a minute, so that what is cut off at a
 site, or written anew, is found by ``spool_agent.py audit verify --head @FILE``. A head that went back is told at once.
@@ -8,6 +7,7 @@ site, or written anew, is found by ``spool_agent.py audit verify --head @FILE``.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ from spool.instants import utc_now
 from spool.paths import SpoolPaths
 
 EVERY_S = 60.0
+
+HEAD = re.compile(r"(0|[1-9][0-9]{0,14}):[0-9a-f]{64}")
 
 AgentKey = tuple[str, str, str]  # site, user, the agent's own name
 
@@ -49,7 +51,7 @@ class Heads:
                 self._last[key], self._told[key] = (head, time.monotonic()), head
 
     def is_behind(self, key: AgentKey, head: str) -> bool:
-        """True where a later head than `head` was told already."""
+        """True where a head was told already that `head` cannot follow."""
         with self._lock:
             self._take_up(key[0])
             return went_back(self._told.get(key, self._last.get(key, ("", 0.0))[0]), head)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Callable, Protocol
 
 from spool import log
@@ -21,6 +22,7 @@ from spool.runner import RunStatus, signal_of
 from spool.states import Reason
 
 PART_BYTES = 96 * 1024  # of one list in one line, at most
+NOWHERE: Mapping[str, int] = MappingProxyType({})
 HINT = "nothing goes on that it must tell of: free space, or see spool_agent.py audit verify"
 
 
@@ -93,10 +95,10 @@ class Book:
 
     # What leaves
 
-    def sending(self, files: Sequence[FileEntry]) -> None:
-        """These files may leave from now on. Once a process."""
+    def sending(self, files: Sequence[FileEntry], starts: Mapping[str, int] = NOWHERE) -> None:
+        """These files may leave from now on; each from its first byte on, or from where `starts` says. Once a process."""
         if files:
-            self._once("sending", files, {"bytes": sum(entry.size for entry in files)})
+            self._once("sending", files, {"bytes": _sum(files, starts)}, starts=starts)
 
     def streaming(self, name: str) -> None:
         """The log `name` may leave as it grows, from now on. Once a process."""
@@ -104,9 +106,10 @@ class Book:
             self._write("sending", file=name, grows=True)
             self._told.add(f"streaming {name}")
 
-    def sent(self, files: Sequence[FileEntry]) -> None:
-        """MInt has these files whole."""
-        self._append(list(_parts("sent", files, {"bytes": sum(entry.size for entry in files)})))
+    def sent(self, files: Sequence[FileEntry], starts: Mapping[str, int] = NOWHERE) -> None:
+        """These files have left to their end; `starts` as in `sending`."""
+        if files:
+            self._append(list(_parts("sent", files, {"bytes": _sum(files, starts)}, starts=starts)))
 
     def streamed(self, name: str, start: int, end: int) -> None:
         """MInt has the bytes `start` to `end` of a log."""
@@ -118,8 +121,11 @@ class Book:
             self._write("cut", file=name, bytes=here, at_most=at_most, size=size)
             self._cuts[name] = at_most
 
-    def _once(self, event: str, files: Sequence[FileEntry], values: dict[str, Any], key: str = "files") -> None:
-        events = list(_parts(event, files, values, key))
+    def _once(
+        self, event: str, files: Sequence[FileEntry], values: dict[str, Any], key: str = "files",
+        starts: Mapping[str, int] = NOWHERE,
+    ) -> None:  # fmt: skip
+        events = list(_parts(event, files, values, key, starts))
         mark = _sha256(json.dumps([event, [values for _, values in events]]).encode())
         if mark not in self._told:
             self._append(events)
@@ -177,14 +183,20 @@ def _short(values: Sequence[str]) -> list[str]:
     return found
 
 
+def _sum(files: Sequence[FileEntry], starts: Mapping[str, int]) -> int:
+    """Return how many bytes leave."""
+    return sum(entry.size - starts.get(entry.path, 0) for entry in files)
+
+
 def _parts(
-    event: str, files: Sequence[FileEntry], values: dict[str, Any], key: str = "files"
+    event: str, files: Sequence[FileEntry], values: dict[str, Any], key: str = "files", starts: Mapping[str, int] = NOWHERE
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the events that tell of `files`: one, or several where they do not fit into a line."""
     groups: list[list[dict[str, Any]]] = [[]]
     left = PART_BYTES
     for entry in files:
-        item = {"path": entry.path, "size": entry.size, "sha256": entry.sha256}
+        item: dict[str, Any] = {"path": entry.path, "size": entry.size, "sha256": entry.sha256}
+        item.update({"start": starts[entry.path]} if starts.get(entry.path) else {})
         left -= len(json.dumps(item)) + 1
         if left < 0:
             groups.append([])

@@ -116,24 +116,23 @@ def _answer(config: AgentConfig, base: Base, own_id: str, asked: gate.Asked, lin
         line.answer(job.status(line))
         return
     with _the_only_one(base, asked.job_id):
-        if asked.verb == "enter":
-            line.answer({**job.enter(line), "base": own_id, "audit": str(base.audit.head())})
-        elif asked.verb == "get":
+        if asked.verb == "get":
             job.get(line)
         elif asked.verb == "tail":
             job.tail(line)
-        elif asked.verb == "delivered":
-            line.answer({**job.delivered(line), "audit": str(base.audit.head())})
         else:
-            line.answer(_VERBS[asked.verb](job, line))
+            answer = _VERBS[asked.verb](job, line)
+            line.answer({**answer, "base": own_id, "audit": str(base.audit.head())})
 
 
 _VERBS: dict[str, Verb] = {
+    "enter": GatedJob.enter,
     "put": GatedJob.put,
     "prepare": GatedJob.prepare,
     "start": GatedJob.start,
     "cancel": GatedJob.cancel,
     "finish": GatedJob.finish,
+    "delivered": GatedJob.delivered,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -24,9 +25,10 @@ from spool.agent.held import CHANGED, ChangedAfterSnapshot, Mark
 from spool.agent.protocol import log_folder
 from spool.agent.snapshot import Snapshot
 from spool.errors import Busy, Conflict, DigestMismatch, InvalidName, InvalidRecord, NotFound, Refused, SpoolError
+from spool.fields import Fields
 from spool.files import read_record, replace_file
 from spool.manifest import hash_file, list_files
-from spool.records import CANCELED, JOB_LIMIT_BYTES, FileEntry, Result
+from spool.records import CANCELED, JOB_LIMIT_BYTES, FileEntry, JobState, Result
 from spool.results import Outputs, final_state, judge, no_run
 from spool.room import why_no_room
 from spool.runner import LocalRunner, RunStatus
@@ -90,14 +92,15 @@ class GatedJob(Custody):
         return self._taken(request)
 
     def _enter_again(self, request: Request, coming: Coming) -> dict[str, Any]:
-        same = self._paths.job.exists() and read_record(self._paths.job, JOB_LIMIT_BYTES) == request.job_bytes
+        here = read_record(self._paths.job, JOB_LIMIT_BYTES) if self._paths.job.exists() else b""
         mine = self.local.state
-        if mine.state != State.CLAIMED or self.local.ready:
-            if not same:
-                raise Conflict("the job is here with other bytes", hint="a job is never changed; submit a new one")
+        taken = mine.state != State.CLAIMED or self.local.ready
+        if here != request.job_bytes and (here or taken):
+            raise Conflict("the job is here with other bytes", hint="a job is never changed; submit a new one")
+        if taken:
             return {"other": "", "here": {entry.path: entry.size for entry in mine.inputs}}
-        if (mine.user, mine.inputs, mine.attempt) != (coming.state.user, coming.state.inputs, coming.state.attempt):
-            raise Conflict("the run was entered with other inputs, user or attempt", hint="requeue the job")
+        if _facts(mine) != _facts(coming.state):  # what a later rule asks of the record is what was judged here
+            raise Conflict("the run was entered as another job", hint="requeue the job")
         self._admit(request, coming)
         return self._taken(request)
 
@@ -278,28 +281,32 @@ class GatedJob(Custody):
         if self.local.state.state not in _MEASURED or self.local.state.state == State.HELD:
             raise Refused("nothing of this job is released", hint="its results are measured, then released, then sent")
         listed = {entry.path: entry for entry in self._result().files}
-        parts = gate.parse_parts(line.read_line(), "offset")
-        if unknown := [name for name, _ in parts if name not in listed]:
+        starts = dict(parts := gate.parse_parts(line.read_line(), "offset"))
+        if unknown := [name for name, offset in parts if name not in listed or offset > listed[name].size]:
             raise Refused(f"{unknown[0]!r} was not released", hint="result.json lists what was")
-        asked = [listed[name] for name, _ in parts]
-        self._book.sending(asked)
+        left: list[FileEntry] = []
+        self._book.sending([listed[name] for name, _ in parts], starts)
         try:
-            for entry, (_, offset) in zip(asked, parts):
-                self._send(line, entry, offset)
+            for name, offset in parts:
+                self._send(line, listed[name], offset, left, starts)
+                left.append(listed[name])
         except ChangedAfterSnapshot as exc:
             if Mark.of(self.local.state) is None:
                 raise DigestMismatch("what was measured was changed since", hint="it does not leave; ask the site") from exc
             self._note_change(exc)
             raise Refused(CHANGED, hint="ask the site") from exc
-        self._book.sent(asked)
+        self._book.sent(left, starts)
 
-    def _send(self, line: Line, entry: FileEntry, offset: int) -> None:
+    def _send(self, line: Line, entry: FileEntry, offset: int, left: list[FileEntry], starts: Mapping[str, int]) -> None:
+        def cut(at: int) -> None:
+            self._book.sent(left, starts)
+            self._book.cut(entry.path, offset, at, entry.size)
+
         folder, log_leaves = self._paths.folder, entry.path.startswith("log/") and Mark.of(self.local.state) is None
         if log_leaves:
             folder = log_folder(self._config, self._base, self._job_id, self._run_id)
         snapshot = Snapshot(folder, [entry], exact=not log_leaves)  # whoever still writes to a log only adds to it
-        gated_files.send(line, snapshot, entry, offset, may_send=self._stay,
-                         cut=lambda at: self._book.cut(entry.path, offset, at, entry.size))  # fmt: skip
+        gated_files.send(line, snapshot, entry, offset, may_send=self._stay, cut=cut)
 
     def tail(self, line: Line) -> None:
         """Send what the logs have grown by, where agent.ini lets them leave while the command runs; else nothing."""
@@ -330,15 +337,22 @@ class GatedJob(Custody):
         return {f"log/{name}": size for name, size in self._log_sizes().items()}
 
     def delivered(self, line: Line) -> dict[str, Any]:
-        """MInt has ended the run: it ends here too, unless its command still runs. The folder stays; the site cleans up."""
+        """MInt has ended the run: it ends here too, unless its command still runs. The folder stays; the site cleans up.
+
+        The first line says as what it has ended: by the result that was measured here, or without it.
+        """
+        ended = Fields(jsonio.loads(line.read_line(), "the end"), "the end")
+        told = ended.string("state"), ended.string("reason", "")
+        self._base.clean_up()
         with contextlib.suppress(Gone, NotFound):
             self._mine()
             state, why = self.local.state.state, "MInt has ended the run"
-            if state in (State.HELD, State.RETURNING) and (state == State.RETURNING or self._mark.reason):
-                result = self._result()
+            measured = state == State.RETURNING or (state == State.HELD and bool(self._mark.reason))
+            result = self._result() if measured else None
+            if result is not None and told in ((str(final_state(result)), word) for word in (result.reason, "")):
                 self._book.delivered(result, str(final_state(result)))
                 self._close(final_state(result), why)
-            elif state in (State.CLAIMED, State.HELD) or (state not in FINAL and self._where().is_over):
+            elif measured or state in (State.CLAIMED, State.HELD) or (state not in FINAL and self._where().is_over):
                 self._book.given_up(why)
                 self._close(State.CANCELED, why)
         return {}
@@ -376,3 +390,7 @@ class GatedJob(Custody):
 
     def _announced(self) -> dict[str, FileEntry]:
         return {entry.path: entry for entry in self.local.state.inputs}
+
+
+def _facts(state: JobState) -> tuple[object, ...]:
+    return state.site, state.user, state.command, state.inputs, state.attempt

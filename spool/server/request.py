@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from spool import jsonio
 from spool.errors import InvalidRequest
 from spool.fields import Fields
+from spool.heads import HEAD
 from spool.names import check_id, check_site, check_user
 
 MAX_WAIT_S = 25.0
 MAX_ROOM = 1000
 STANDINGS = ("paused", "draining", "stopped")  # what a site's own operator has ordered there; nothing: it works
-_HEAD = re.compile(r"(0|[1-9][0-9]{0,14}):[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Held:
 
 def _head(text: str) -> str:
     """Return the head of an agent's audit log (``NUMBER:SHA-256``), or nothing, as it was told."""
-    if text and not _HEAD.fullmatch(text):
+    if text and not HEAD.fullmatch(text):
         raise InvalidRequest("audit must be NUMBER:64 hexadecimal digits", hint="see docs/protocol.md, sync")
     return text
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from spool.errors import (
 )
 from spool.fields import Fields
 from spool.files import open_beneath, sync_tree, write_all
+from spool.heads import HEAD
 from spool.names import is_id
 from spool.paths import JobPaths
 from spool.records import FileEntry, JobState, Result
@@ -38,7 +38,6 @@ from spool.ssh.connection import Connection, Done, SiteTrouble
 from spool.ssh.site import CannotTell, FolderGone, Replaced
 from spool.states import Reason
 
-_HEAD = re.compile(r"[0-9]{1,15}:[0-9a-f]{64}")
 _WORDS = ("new", "canceled", "starting", "running", "exited", "lost", "absent")
 _TRANSIENT: Mapping[str, type[SpoolError]] = {"busy": Busy, "no_space": NoSpace, "unreachable": Unreachable}
 
@@ -57,14 +56,14 @@ class GatedSite:
         self.disk = disk
         self.job_id = job_id
         self.run_id = run_id
-        self.head = ""  # where the site's audit log ended when it was last told
+        self.audit = ""  # where the site's audit log ended, as it was told last
         self.folder = f"{job_id} at site {connection.site.name}"
         self._place = f"gate of {connection.site.name}"
 
     def hello(self) -> dict[str, Any]:
         """Return what the gate says of itself."""
         answer = self._answer(self.connection.run(gate.words("hello")))
-        self._note_head(answer)
+        self._note_end(Fields(answer, "the site's answer"))
         return answer
 
     # ---- To the site
@@ -192,9 +191,9 @@ class GatedSite:
         request = gate.encode_parts(offsets, "offset")
         self._check(self.connection.stream(self._words("tail"), lambda pipe: _write(pipe, request), take))
 
-    def delivered(self, spool_id: str, keep_days: int) -> None:
-        """Tell the site that the run is over at MInt. What it keeps, and for how long, is the site's own."""
-        self._ask("delivered")
+    def over(self, state: str, reason: str) -> None:
+        """Tell the site that the run is over at MInt, and as what. What it keeps, and for how long, is the site's own."""
+        self._ask("delivered", {"state": state, "reason": reason})
 
     # ---- Asking
 
@@ -203,14 +202,16 @@ class GatedSite:
 
     def _ask(self, verb: str, request: Mapping[str, Any] | None = None, *, long: bool = False) -> Fields:
         stdin = jsonio.dumps_line(request) if request is not None else b""
-        answer = self._answer(self.connection.run(self._words(verb), stdin=stdin, long=long))
-        self._note_head(answer)
-        return Fields(answer, "the site's answer")
+        answer = Fields(self._answer(self.connection.run(self._words(verb), stdin=stdin, long=long)), "the site's answer")
+        self._note_end(answer)
+        return answer
 
-    def _note_head(self, answer: Mapping[str, Any]) -> None:
-        head = answer.get("audit")
-        if isinstance(head, str) and _HEAD.fullmatch(head):
-            self.head = head
+    def _note_end(self, answer: Fields) -> None:
+        with self._strict():
+            head = answer.string("audit", "")
+            if head and not HEAD.fullmatch(head):
+                raise answer.wrong("audit", "is no end of an audit log")
+        self.audit = head or self.audit
 
     def _answer(self, done: Done) -> dict[str, Any]:
         self._check(done)

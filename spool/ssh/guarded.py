@@ -13,7 +13,7 @@ from spool.records import CANCELED
 from spool.results import accept, no_run
 from spool.ssh import transfer
 from spool.ssh.connection import SiteTrouble
-from spool.ssh.trip import AGENT, NoLongerOurs, Trip
+from spool.ssh.trip import AGENT, HeldThere, NoLongerOurs, Trip
 
 TRIES = 3
 HELD_POLL_S = (0.5, 10.0)
@@ -34,6 +34,7 @@ def send(trip: Trip) -> bool:
         # The site takes no new job, and MInt has not let it start: there is nothing to stop.
         accept(trip.store, no_run(state, CANCELED, "canceled before it started"), by=AGENT)
         raise NoLongerOurs from None
+    trip.note_audit()
     inputs, here = trip.state().inputs, trip.here
     wrong: list[str] = []
     for _ in range(TRIES):
@@ -58,9 +59,12 @@ def bring_back(trip: Trip) -> None:
     while result is None:
         if trip.store.hold(job_id, run_id, by=AGENT).cancel_requested_at:
             trip.there.cancel()
+        elif not trip.waits_for_person:
+            raise HeldThere
         else:
             trip.pause_unless_canceled(min(most, max(least, (time.monotonic() - began) / 10)))
         result = trip.at_gate.finish(trip.state().attempt)
+        trip.note_audit()
     if result.files or not result.reason:  # what a person has refused ends without having returned anything
         trip.store.returning(job_id, run_id, by=AGENT, exit_code=result.exit_code)
     trip.take_back_half_moved()

@@ -32,6 +32,10 @@ GATED_LOGS = ("log/stdout.txt", "log/stderr.txt")
 TAIL_EVERY_S = 2.0
 
 
+class HeldThere(Exception):
+    """The results wait for a person of the site, and this pass does not."""
+
+
 class NoLongerOurs(Exception):
     """The job was canceled, given up or requeued meanwhile: this run is over for us."""
 
@@ -39,24 +43,30 @@ class NoLongerOurs(Exception):
 @dataclass
 class Trip:
     """One run of one job. What it remembers of the site is in `incoming/RUN_ID/site.json`: base and disk as they were when the
-    run first went there, whatever spool.ini says now, and whether the site has ever said that it `was_started`."""
+    run first went there, whatever spool.ini says now, and whether the site has ever said that it `was_started`. `heads` keeps
+    the ends of audit logs; a pass that does not wait for persons ends with `HeldThere`."""
 
     store: Store
     job: Job
     site: Site
     there: AtSite | GatedSite
     stop: threading.Event
+    heads: Heads
+    waits_for_person: bool = True
     was_started: bool = False
     tailed_at: float = 0.0
     tail_trouble: str = ""
-    heads: Heads | None = None
     here: Mapping[str, int] = field(default_factory=dict)  # bytes of each input at a guarded site, as `enter` was told
 
     @classmethod
-    def of(cls, store: Store, site: Site, connection: Connection, state: JobState, stop: threading.Event) -> Trip:
+    def of(
+        cls, store: Store, site: Site, connection: Connection, state: JobState, stop: threading.Event, heads: Heads,
+        *, waits_for_person: bool = True,
+    ) -> Trip:  # fmt: skip
         """Return the trip of the job's current run."""
         kind = GatedSite if site.kind == GUARDED else AtSite
-        trip = cls(store, store.job(state.id), site, kind(connection, site.base, state.id, state.run_id), stop)
+        there = kind(connection, site.base, state.id, state.run_id)
+        trip = cls(store, store.job(state.id), site, there, stop, heads, waits_for_person)
         trip.recall()
         return trip
 
@@ -129,7 +139,6 @@ class Trip:
         earlier = sorted({entry.run_id for entry in self.store.history(state) if entry.run_id and entry.attempt < state.attempt})
         if isinstance(self.there, GatedSite):
             found, self.here = self.there.enter(earlier, state, self.paths)
-            self.note_head()
         else:
             found = self.there.enter(earlier)
         if not found:
@@ -142,15 +151,6 @@ class Trip:
         self.there = type(at)(at.connection, at.base, at.job_id, found, at.disk)
         self._remember()
         return False
-
-    def note_head(self) -> None:
-        """Keep where the audit log of a guarded site ended, as it was told with its last answer."""
-        if self.heads is None or not isinstance(self.there, GatedSite) or not self.there.head:
-            return
-        key = (self.site.name, AGENT, self.there.disk)
-        if self.heads.is_behind(key, self.there.head):  # this answer may just have been overtaken by another job's
-            self.there.hello()
-        self.heads.note(key, self.there.head)
 
     def pause(self, seconds: float) -> None:
         """Wait; `Stopped` where the push is ending."""
@@ -191,14 +191,27 @@ class Trip:
                     os.rename(place, self.incoming / "files" / name)
             fsync_dir(self.paths.folder)
 
+    def note_audit(self, *, last_word: bool = False) -> None:
+        """Keep where the site's audit log ended, as its gate has told."""
+        if isinstance(self.there, GatedSite) and self.there.audit:
+            key = (self.site.name, AGENT, self.there.disk)
+            if self.heads.is_behind(key, self.there.audit):  # this answer may only have been overtaken by another job's
+                self.there.hello()
+            self.heads.note(key, self.there.audit, last_word=last_word)
+
     def mark_if_over(self, spool_id: str) -> None:
-        """Where this run is over, let the site's folder be cleaned away in time; not worth a failure."""
+        """Where this run is over, tell the site, whose folder may be cleaned away in time; not worth a failure."""
         try:
             with contextlib.suppress(NoLongerOurs):
                 self.state()
                 return
-            self.there.delivered(spool_id, self.site.keep_days)
-            self.note_head()
+            if isinstance(self.there, GatedSite):
+                ended = self.store.state(self.there.job_id)
+                ours = ended.run_id == self.there.run_id
+                self.there.over(str(ended.state) if ours else "", ended.reason if ours else "")
+                self.note_audit(last_word=True)
+            else:
+                self.there.delivered(spool_id, self.site.keep_days)
         except (SpoolError, OSError, Stopped) as exc:
             log.warning("not_marked_delivered", job=self.there.job_id, why=exc)
 

@@ -20,6 +20,7 @@ from components import proc
 from components.waiting import wait_until
 from crash.stubs import Stubs
 from server.spools import SITE, USER, new_store, quick_job
+from spool.heads import Heads
 from spool.names import new_id
 from spool.records import JobState
 from spool.runner import RunStatus, write_run
@@ -211,7 +212,7 @@ def trip(folder: Path) -> Trip:
     (state,) = store.claim(SITE, [USER], agent=AGENT, room=1)
     there: Any = Site(store, state)
     site: Any = SimpleNamespace(name=SITE, keep_days=3, kind="open")
-    return Trip(store, store.job(made.id), site, there, threading.Event())
+    return Trip(store, store.job(made.id), site, there, threading.Event(), Heads(store.paths))
 
 
 def arrive(trip: Trip) -> None:
@@ -228,7 +229,7 @@ def test_a_run_keeps_its_base(trip: Trip) -> None:
     found = []
     for base in ("/one", "/two"):
         site: Any = SimpleNamespace(name=SITE, base=base, keep_days=3, kind="open")
-        found.append(Trip.of(trip.store, site, connection, state, threading.Event()).there.base)
+        found.append(Trip.of(trip.store, site, connection, state, threading.Event(), trip.heads).there.base)
     assert found == ["/one", "/one"]
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,59 +18,7 @@ from components.waiting import wait_until
 from spool import gate
 from spool.names import new_id
 
-from .guarded import COMMANDS, Guarded
-
-
-def parts(files: Mapping[str, int], key: str = "offset") -> bytes:
-    return json.dumps({"files": [{"path": path, key: number} for path, number in files.items()]}).encode() + b"\n"
-
-
-class Run:
-    """One run, asked for verb by verb."""
-
-    def __init__(self, site: Guarded, script: str, inputs: Mapping[str, bytes] | None = None) -> None:
-        self.site, self.id, self.run_id = site, new_id(), new_id()
-        self.inputs = dict(inputs or {})
-        self.job: dict[str, Any] = {
-            "site": "site", "command": "sh", "args": [script], "inputs": list(self.inputs), "outputs": ["**"],
-        }  # fmt: skip
-        self.folder = site.base / self.id
-
-    def ask(self, verb: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return self.site.gate(verb, self.id, self.run_id, stdin)
-
-    def request(self, **changes: Any) -> bytes:
-        entries = [
-            {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in self.inputs.items()
-        ]
-        job = base64.b64encode(json.dumps(self.job).encode()).decode()
-        value = {"job": job, "user": "mint", "attempt": 1, "inputs": entries, "earlier": [], **changes}
-        return json.dumps(value).encode() + b"\n"
-
-    def good(self, verb: str, stdin: bytes = b"") -> dict[str, Any]:
-        done = self.ask(verb, stdin)
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout))
-
-    def refused(self, verb: str, stdin: bytes = b"") -> str:
-        """The code of the refusal; nothing may come on standard output."""
-        done = self.ask(verb, stdin)
-        assert (done.returncode, done.stdout) == (gate.REFUSED, b""), done
-        return str(json.loads(done.stderr.splitlines()[-1])["gate_error"]["code"])
-
-    def to_start(self) -> None:
-        self.good("enter", self.request())
-        self.good("put", parts(dict.fromkeys(self.inputs, 0)) + b"".join(self.inputs.values()))
-        assert self.good("prepare") == {"wrong": []}
-
-    def wait_exited(self) -> None:
-        wait_until(lambda: self.good("status")["status"]["word"] == "exited", 60, "the command has ended")
-
-    def to_end(self) -> None:
-        self.to_start()
-        self.good("start")
-        self.wait_exited()
-        assert self.good("finish")["held"] is False
+from .guarded import COMMANDS, Guarded, Run, parts
 
 
 @pytest.fixture
@@ -98,10 +43,10 @@ def test_only_announced_names_are_written_and_only_before_the_start(site: Guarde
     assert (run.folder / "in" / "a").read_bytes() == b"12345"
     assert run.refused("start") == "conflict", "not all is there"
     run.good("put", parts({"sub/b": 0}) + b"XYZ")
-    assert run.good("prepare") == {"wrong": ["sub/b"]}
+    assert run.good("prepare")["wrong"] == ["sub/b"]
     assert not (run.folder / "in" / "sub" / "b").exists()
     run.good("put", parts({"sub/b": 0}) + b"xyz")
-    assert run.good("prepare") == {"wrong": []}
+    assert run.good("prepare")["wrong"] == []
     for _ in range(2):
         assert run.refused("put", parts({"a": 0}) + b"54321") == "conflict", "the inputs are taken"
         run.good("start")
@@ -149,17 +94,10 @@ def test_only_released_names_are_read(site: Guarded) -> None:
     other = Run(site, "true")
     other.to_end()
     assert other.refused("get", parts({"out/y.dat": 0})) == "refused_by_site", "another job's"
-    sent = [(entry["file"], entry["bytes"]) for entry in site.audit() if entry["event"] == "sent"]
-    assert sent == [("out/y.dat", 2), ("out/z.dat", 1)]
-
-
-def test_what_is_held_does_not_leave(site: Guarded) -> None:
-    run = Run(site, "echo held >y.dat")
-    run.to_end()
-    path = run.folder / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_bytes()), "state": "held"}))
-    assert run.good("finish") == {"held": True}
-    assert run.refused("get", parts({"out/y.dat": 0})) == "refused_by_site"
+    listed = {entry["path"]: entry for entry in result["files"]}
+    wanted = [listed["out/y.dat"], {**listed["out/z.dat"], "start": 1}]
+    told = [(entry["event"], entry["bytes"], entry["files"]) for entry in site.audit() if entry["event"] in ("sending", "sent")]
+    assert told == [("sending", 3, wanted), ("sent", 3, wanted)], "every file by its SHA-256, and from which byte on"
 
 
 @pytest.mark.parametrize("how", ["other bytes", "longer", "shorter", "a link", "gone", "out/ a link"])

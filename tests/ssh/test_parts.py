@@ -17,6 +17,7 @@ from components.rig import write_ini
 from components.waiting import wait_until
 from spool.config import Site, read_config
 from spool.errors import ConfigError, Unreachable
+from spool.heads import Heads
 from spool.manifest import hash_file
 from spool.records import Job
 from spool.ssh import solver_log, transfer
@@ -42,7 +43,7 @@ def trip_of(push: Pushed) -> Iterator[Callable[..., Trip]]:
         site, store = site_of(push, **changes), push.store()
         [state] = store.claim("site", ["mint"], agent=AGENT, room=1)
         assert state.id == job_id
-        return Trip.of(store, site, connections.to(site), state, threading.Event())
+        return Trip.of(store, site, connections.to(site), state, threading.Event(), Heads(store.paths))
 
     connections = Connections()
     yield make

@@ -12,6 +12,7 @@ import pytest
 from components import proc
 from components.sshd import Sshd
 from components.waiting import stays, wait_until
+from spool.heads import Heads
 from spool.ssh.connection import Connections
 from spool.ssh.patience import Patience
 from spool.ssh.site import CannotTell
@@ -158,7 +159,7 @@ def test_an_answer_that_says_nothing_of_the_run(push: Pushed, says: str) -> None
     site, connections = site_of(push), Connections()
     patience = Patience(store, job.id)
     for verb in ("status", "cancel") * 4:
-        trip = Trip.of(store, site, connections.to(site), store.state(job.id), threading.Event())
+        trip = Trip.of(store, site, connections.to(site), store.state(job.id), threading.Event(), Heads(store.paths))
         with pytest.raises(CannotTell) as caught:
             getattr(trip.there, verb)()
         assert not patience.settles(caught.value)
