@@ -24,7 +24,8 @@ from spool.agent import release, shelf
 from spool.agent.config import AgentConfig, find_config, read_config
 from spool.agent.folder import Base
 from spool.agent.gated_files import Later, Line, NoRoom
-from spool.agent.gated_job import GatedJob, Gone, Replaced
+from spool.agent.gated_job import GatedJob
+from spool.agent.gated_run import Gone, Replaced
 from spool.agent.troubles import Left
 from spool.errors import Busy, ConfigError, Conflict, NotAllowed, SpoolError, Unreachable, from_os_error
 from spool.fields import Fields
@@ -138,7 +139,8 @@ _VERBS: dict[str, Verb] = {
 
 def _hello(config: AgentConfig, base: Base, own_id: str) -> dict[str, Any]:
     """What `check` asks, and where the audit log ends. The names of commands and the site's own are agreed on anyway."""
-    return {"gate": gate.GATE_FORMAT, "version": __version__, "site": config.agent["site"],
+    version = __version__ if config.agent["tell_version"] else ""
+    return {"gate": gate.GATE_FORMAT, "version": version, "site": config.agent["site"],
             "commands": sorted(config.commands), "base": own_id, "audit": str(base.audit.head())}  # fmt: skip
 
 

@@ -8,7 +8,6 @@ command at most once. `running` is written here before the runner is told. Every
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,22 +15,20 @@ from typing import Any
 from spool import gate, jsonio, log
 from spool.agent import gated_files, policy, release
 from spool.agent.book import Book
-from spool.agent.config import AgentConfig
-from spool.agent.custody import Custody
-from spool.agent.folder import Base, LocalJob
 from spool.agent.gated_files import Later, Line, NoRoom
 from spool.agent.gated_request import Coming, Request
+from spool.agent.gated_run import GatedRun, Gone, Replaced
 from spool.agent.held import CHANGED, ChangedAfterSnapshot, Mark
 from spool.agent.protocol import log_folder
 from spool.agent.snapshot import Snapshot
-from spool.errors import Busy, Conflict, DigestMismatch, InvalidName, InvalidRecord, NotFound, Refused, SpoolError
+from spool.errors import Busy, Conflict, DigestMismatch, InvalidName, NotFound, Refused
 from spool.fields import Fields
 from spool.files import read_record, replace_file
 from spool.manifest import hash_file, list_files
-from spool.records import CANCELED, JOB_LIMIT_BYTES, FileEntry, JobState, Result
-from spool.results import Outputs, final_state, judge, no_run
+from spool.records import CANCELED, JOB_LIMIT_BYTES, FileEntry, JobState
+from spool.results import Outputs, final_state, judge
 from spool.room import why_no_room
-from spool.runner import LocalRunner, RunStatus
+from spool.runner import RunStatus
 from spool.states import FINAL, Reason, State
 
 TAIL_BYTES = 1024 * 1024
@@ -40,34 +37,8 @@ _STARTED = ("starting", "running", "exited", "lost")
 _MEASURED = frozenset({State.HELD, State.RETURNING}) | FINAL
 
 
-class Gone(SpoolError):
-    """The folder of this run is not here, or is another run's."""
-
-    code = "lost"
-
-
-class Replaced(SpoolError):
-    """This run was here, and a later one has taken its place."""
-
-    code = "replaced"
-
-
-class GatedJob(Custody):
-    """`job_id` and `run_id` are as the command line names them; but for `status` the caller holds the job's lock.
-
-    Each verb raises `Left` where the site's operator has stopped what it does.
-    """
-
-    def __init__(self, config: AgentConfig, base: Base, runner: LocalRunner, job_id: str, run_id: str) -> None:
-        super().__init__(LocalJob(base.folder / job_id), config, base, runner)
-        self._job_id = job_id
-        self._run_id = run_id
-        self._paths = self.local.paths
-
-    def _pause(self, seconds: float) -> None:
-        self._stay()
-        time.sleep(seconds)
-        self._stay()
+class GatedJob(GatedRun):
+    """The verbs. Each raises `Left` where the site's operator has stopped what it does."""
 
     # ---- To the site
 
@@ -218,15 +189,6 @@ class GatedJob(Custody):
             self._cancel_held()
         return self._told(self._where())
 
-    def _where(self) -> RunStatus:
-        state = self.local.state
-        if not self._paths.run.exists() and (state.state == State.CLAIMED or state.state in FINAL):
-            return RunStatus("new" if state.state == State.CLAIMED else "canceled")
-        status = self._runner.status(self._paths.folder)
-        if status.word in ("absent", "new") and state.extra.get("launched"):
-            return RunStatus("lost", why="vanished")  # the command has removed what is known of it
-        return status
-
     def _told(self, status: RunStatus) -> dict[str, Any]:
         """Tell whether it is over; how it ended is in the result, which may be held."""
         return {"status": asdict(RunStatus(status.word, why=status.why, cancel=status.cancel))}
@@ -244,7 +206,7 @@ class GatedJob(Custody):
             self._measure(status)
         if self.local.state.state == State.HELD and self._is_held():
             return {"held": True}
-        return {"held": False, "result": jsonio.loads(self._result().encode(), "result.json")}
+        return {"held": False, "result": jsonio.loads(self._leaving().encode(), "result.json")}
 
     def _measure(self, status: RunStatus) -> None:
         if self.local.state.state == State.CLAIMED:  # canceled, and never started
@@ -263,24 +225,13 @@ class GatedJob(Custody):
         self._shelf().remove(self._job_id, self._run_id)
         return False
 
-    def _result(self) -> Result:
-        """Return what may be told of the measured result."""
-        try:
-            result = self.local.result()
-        except ChangedAfterSnapshot as exc:
-            self._note_change(exc)
-            result = self.local.result()
-        if result is None:
-            raise InvalidRecord("result.json is missing", hint="it was there when the job was measured; ask the site")
-        return result
-
     def get(self, line: Line) -> None:
         """Send files of the measured result, and no others, in the order and from the offsets that the first line names."""
         self._mine()
         self._stay()
         if self.local.state.state not in _MEASURED or self.local.state.state == State.HELD:
             raise Refused("nothing of this job is released", hint="its results are measured, then released, then sent")
-        listed = {entry.path: entry for entry in self._result().files}
+        listed = {entry.path: entry for entry in self._leaving().files}
         starts = dict(parts := gate.parse_parts(line.read_line(), "offset"))
         if unknown := [name for name, offset in parts if name not in listed or offset > listed[name].size]:
             raise Refused(f"{unknown[0]!r} was not released", hint="result.json lists what was")
@@ -356,41 +307,6 @@ class GatedJob(Custody):
                 self._book.given_up(why)
                 self._close(State.CANCELED, why)
         return {}
-
-    # ---- What the verbs share
-
-    def _refuse(self, exc: Refused) -> None:
-        """End a run that the law does not let start: it never can, whatever is asked."""
-        if self._paths.run.exists():
-            self._runner.cancel(self._paths.folder)  # takes the latch
-        self._end_without_results(Reason.REFUSED_BY_SITE.value, release.words(self._config, exc), exc.message)
-
-    def _end_without_results(self, reason: str, told: str, why: str) -> None:
-        result = no_run(self.local.state, reason, told)
-        self._book.ended(reason, told, why)
-        replace_file(self._paths.result, result.encode(), mode=0o600)
-        self._close(final_state(result), told)
-
-    def _has_state(self) -> bool:
-        try:
-            self.local.load()
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _mine(self) -> None:
-        """Read the local state; `Gone` where the folder is not this run's."""
-        if not self._has_state() or self.local.state.run_id != self._run_id:
-            raise Gone("the folder of this run is not at the site", hint="requeue the job, or ask the site")
-
-    def _was_here(self) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            return f'"run_id":"{self._run_id}"'.encode() in self._paths.history.read_bytes()
-        return False
-
-    def _announced(self) -> dict[str, FileEntry]:
-        return {entry.path: entry for entry in self.local.state.inputs}
-
 
 def _facts(state: JobState) -> tuple[object, ...]:
     return state.site, state.user, state.command, state.inputs, state.attempt

@@ -101,9 +101,10 @@ def guarded(site: Site, connection: Connection) -> Iterator[Finding]:
     """Ask the gate of a guarded site what it is, and whether that key gets anything else."""
     told = GatedSite(connection, site.base, "", "").hello()
     yield Finding("connection", f"{site.host} answers, its host key is known, the key is let in")
-    version, name = printable(str(told.get("version"))), printable(str(told.get("site")))
+    version, name = printable(str(told.get("version", ""))), printable(str(told.get("site")))
     same = told.get("gate") == GATE_FORMAT
-    yield Finding("gate", f"version {version}", "" if same else "install the same release on both sides")
+    release = f"version {version}" if version else "it answers"
+    yield Finding("gate", release, "" if same else "install the same release on both sides")
     yield Finding("site", f"the gate is of site {name}", "" if name == site.name else "[agent] site there and [site] here differ")
     for what, argv in _NOT_FOR_US.items():
         done = connection.run(argv)

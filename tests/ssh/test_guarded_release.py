@@ -160,9 +160,9 @@ def strike(real):
             os.kill(os.getpid(), 9)
         return found
     return struck
-from spool.agent import audit, folder, custody, gated_job, shelf
+from spool.agent import audit, folder, custody, gated_job, gated_run, shelf
 audit.Audit.append_all = strike(audit.Audit.append_all)
-for module in (folder, custody, gated_job, shelf):
+for module in (folder, custody, gated_job, gated_run, shelf):
     module.replace_file = strike(module.replace_file)
 import spool_agent
 sys.exit(spool_agent.main(["gate", "--config", {config!r}]))
