@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 
 from spool import __version__, log
-from spool.agent import arguments, setup, shelf
+from spool.agent import arguments, checking, setup, shelf
 from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.folder import Base
@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         base.open()
         shelf.ready(config)
         with base.lock():
+            checking.check_walls(config, config.commands)
             return _work(config, args, base, base.identity())
     except Busy:
         print(f"spool_agent.py: another agent works in {config.base}\n  stop it first, or set another base", file=sys.stderr)

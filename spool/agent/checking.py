@@ -6,13 +6,13 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spool.agent import pins, policy, walls
 from spool.agent.config import AgentConfig, Command, walled
 from spool.agent.folder import Base
-from spool.errors import SpoolError
+from spool.errors import ConfigError, SpoolError
 from spool.files import remove_tree, write_new
 from spool.paths import JobPaths
 
@@ -41,6 +41,19 @@ def commands(config: AgentConfig) -> Iterator[tuple[str, str]]:
             usable = shutil.which(command.pre_run[0])
             yield f"pre_run of {command.name}: {command.pre_run[0]}", "" if usable else "is not there or not executable"
         yield f"wall of {command.name}", _wall(config, command)
+
+
+def check_walls(config: AgentConfig, names: Iterable[str]) -> None:
+    """Raise `ConfigError` where results are held for a person and one of these commands gets out of its wall.
+
+    Each wall is tried, which takes as long as starting it does. Safe to repeat.
+    """
+    if not config.release["hold"]:
+        return
+    for name in names:
+        if why := _wall(config, config.commands[name]):
+            hint = "correct wrapper or run_as; spool_agent.py check tries them all"
+            raise ConfigError(f"[release] hold needs a wall that holds; that of {name}: {why}", hint=hint)
 
 
 def _pins(command: Command) -> Iterator[tuple[str, str]]:

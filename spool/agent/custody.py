@@ -193,6 +193,6 @@ class Custody(Steps):
         self._settle(Reason.REFUSED_BY_SITE.value, CHANGED)
 
     def _close(self, target: State, why: str) -> None:
-        super()._close(target, why)
-        if Mark.of(self.local.state) is not None:
+        if Mark.of(self.local.state) is not None:  # first: a job that has ended is not looked at again
             self._shelf().remove(self.local.state.id, self.local.state.run_id)
+        super()._close(target, why)

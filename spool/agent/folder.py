@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import pwd
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from spool.paths import JobPaths
 from spool.records import JOB_LIMIT_BYTES, FileEntry, HistoryEntry, Job, JobState, Result
 from spool.states import FINAL, State, check_transition
 
+PROBE_S = 3600.0  # how old a probe's folder is when nobody works in it any more
+
 
 class Base:
     """The agent's base directory: one folder a job, and a control folder of the agent's own (mode 0700)."""
@@ -43,11 +46,15 @@ class Base:
         return self.control / "logs" / job_id / run_id
 
     def clean_up(self) -> None:
-        """Remove the redacted logs of jobs whose folders were removed; the caller holds the base."""
+        """Remove the redacted logs of jobs whose folders were removed, and what a killed probe of a wall has left."""
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.control / "logs"):
                 if not (self.folder / name).exists():
                     remove_tree(self.control / "logs" / name)
+        for path in self.folder.glob("probe.*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - os.lstat(path).st_mtime > PROBE_S:
+                    remove_tree(path)
 
     def open(self) -> None:
         """Make the folders.

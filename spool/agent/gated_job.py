@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from spool import gate, jsonio, log
-from spool.agent import gated_files, policy, release
+from spool.agent import checking, gated_files, policy, release
 from spool.agent.book import Book
 from spool.agent.gated_files import Later, Line, NoRoom
 from spool.agent.gated_request import Coming, Request
@@ -83,6 +83,7 @@ class GatedJob(GatedRun):
             book.receipt(request.job, request.job_bytes)
             policy.allow(self._config, request.job, coming.state, self._paths.work)
             policy.check_room(self._config, request.job, coming.state, self._paths)
+            checking.check_walls(self._config, [request.job.command])
         except Refused as exc:
             book.ended(Reason.REFUSED_BY_SITE.value, release.words(self._config, exc), exc.message)
             raise

@@ -20,7 +20,8 @@ from components.waiting import stays, wait_until
 from spool.agent import audit
 
 HELD = {"allow": "**", "logs": "return", "hold": "always"}
-WALLED = {"sh": {"argv": "/bin/sh -c {args}", "args": "(?s).*", "wrapper": "/usr/bin/env"}}
+WALL = f"{REPO}/etc/bwrap-wrapper.sh --hide {{base}} {{work}} --"
+WALLED = {"sh": {"argv": "/bin/sh -c {args}", "args": "(?s).*", "wrapper": WALL}}
 SCRIPT = "echo 結果 > a.dat; echo b > 'b c.dat'; echo said"
 
 
@@ -260,6 +261,16 @@ def test_configuration_without_a_wall_is_refused(site: Company) -> None:
     assert "wall around every command" in reviewer(site, "check", code=78)
 
 
+def test_a_wall_of_paper_is_refused(site: Company) -> None:
+    """It is tried at the start, by a command that wants to get out."""
+    site.commands = {"sh": {"argv": "/bin/sh -c {args}", "args": "(?s).*", "wrapper": "/usr/bin/env"}}
+    agent = site.start()
+    assert agent.wait(30) == 78
+    for thing in ("can read the token", "can write agent.ini", "can read the agent's own folder", "can write other files"):
+        assert thing in agent.output()
+    assert not list((site.folder / "base").glob("probe.*"))
+
+
 def test_conditions(site: Company) -> None:
     site.release = {**HELD, "hold": "when: bytes>1K failed", "logs": "withhold"}
     site.start()
@@ -294,7 +305,7 @@ def abroad(tmp_path: Path) -> Iterator[Abroad]:
 def test_with_the_published_server(abroad: Abroad) -> None:
     """Held: not ended yet. Refused: ended abnormal, each file an entry that has the reason and nothing else."""
     abroad.release = dict(HELD)
-    abroad.commands = {COMMAND: {"argv": "/bin/sh job.sh", "wrapper": "/usr/bin/env"}}
+    abroad.commands = {COMMAND: {"argv": "/bin/sh job.sh", "wrapper": WALL}}
     agent = abroad.start()
     job = abroad.submit("echo secret > out.dat", "out.dat")
     abroad.locally(job, "held")

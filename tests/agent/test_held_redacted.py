@@ -10,7 +10,7 @@ import pytest
 
 from agent.abroad import COMMAND, Abroad
 from agent.company import Company, files_below
-from agent.test_held import WALLED, events, lies_held, nothing_at_mint, reviewer
+from agent.test_held import WALL, WALLED, events, lies_held, nothing_at_mint, reviewer
 from components.rig import REPO
 from components.tap import Tap
 from components.waiting import wait_until
@@ -95,7 +95,7 @@ def test_with_a_published_server(tmp_path: Path) -> None:
     try:
         tap = Tap(int(abroad.server.url.rpartition(":")[2]))
         abroad.release = dict(LAW)
-        abroad.commands = {COMMAND: {"argv": "/bin/sh job.sh", "wrapper": "/usr/bin/env"}}
+        abroad.commands = {COMMAND: {"argv": "/bin/sh job.sh", "wrapper": WALL}}
         agent = abroad.start(url=tap.url)
         job = abroad.submit(SCRIPT, "a.dat")
         abroad.locally(job, "held")

@@ -20,6 +20,7 @@ from spool.names import new_id
 
 from .conftest import Pushed
 
+WALL = f"{REPO}/etc/bwrap-wrapper.sh --hide {{base}} {{work}} --"
 COMMANDS: dict[str, Section] = {"sh": {"argv": "/bin/sh -c {args}", "args": "(?s).*"}}
 
 

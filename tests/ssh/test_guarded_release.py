@@ -21,10 +21,10 @@ from components.waiting import wait_until
 from spool import gate
 from spool.heads import read_heads
 
-from .guarded import COMMANDS, Guarded, Run, parts
+from .guarded import COMMANDS, WALL, Guarded, Run, parts
 
 HELD = {"allow": "**", "logs": "return", "hold": "always", "redact": "顧客[A-Z]+"}
-WALLED = {"sh": {**COMMANDS["sh"], "wrapper": "/usr/bin/env"}}
+WALLED = {"sh": {**COMMANDS["sh"], "wrapper": WALL}}
 ORDER = ["receipt", "start", "end", "measured", "held", "decision", "released", "sending", "sent", "delivered"]
 
 
@@ -332,6 +332,10 @@ def test_a_hold_without_a_wall_is_refused(site: Guarded) -> None:
     assert str(site.site_folder).encode() not in done.stderr
     run = Run(site, "true")
     assert run.ask("enter", run.request()).returncode == 78
+    assert not run.folder.exists()
+    site.law({"sh": {**COMMANDS["sh"], "wrapper": "/usr/bin/env"}}, HELD)
+    assert site.gate("hello").returncode == 0
+    assert run.ask("enter", run.request()).returncode == 78, "its wall is tried before it is taken"
     assert not run.folder.exists()
 
 

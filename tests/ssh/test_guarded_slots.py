@@ -15,7 +15,7 @@ from components.rig import REPO, Rig
 from components.sshd import Sshd
 from components.waiting import wait_until
 
-from .guarded import COMMANDS, Guarded
+from .guarded import COMMANDS, WALL, Guarded
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_the_end_of_the_audit_log_is_kept_at_mint(site: Guarded) -> None:
 
 def test_what_waits_for_a_person_takes_no_slot(site: Guarded) -> None:
     site.options["slots"] = 1
-    site.law({"sh": {**COMMANDS["sh"], "wrapper": "/usr/bin/env"}}, {"allow": "**", "logs": "return", "hold": "when: failed"})
+    site.law({"sh": {**COMMANDS["sh"], "wrapper": WALL}}, {"allow": "**", "logs": "return", "hold": "when: failed"})
     site.start()
     waiting = site.sh("exit 3")
     site.rig.wait_state(waiting, "held", deadline_s=60)
