@@ -8,6 +8,7 @@ from typing import Callable, TypeVar
 
 from spool import log
 from spool.agent import transfer
+from spool.agent.audit import AuditFailed
 from spool.agent.client import retry_delay_s
 from spool.agent.config import AgentConfig
 from spool.agent.custody import Custody
@@ -122,6 +123,8 @@ class Hands(Custody):
             except (SpoolError, OSError, ValueError, subprocess.CalledProcessError) as exc:
                 if isinstance(exc, SpoolError) and not is_tried_again(exc):
                     raise
+                if isinstance(exc, AuditFailed):
+                    self._sync_soon()  # one that waits has told of room for a new job
                 if most and tries + 1 >= most and not may_pass(exc, self.local.paths.folder):
                     raise
                 delay_s = retry_delay_s(tries, exc if isinstance(exc, SpoolError) else None)

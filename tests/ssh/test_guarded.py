@@ -86,7 +86,7 @@ def test_authorize_and_check(site: Guarded) -> None:
     site.options["commands"] = ["sh", "ccx"]
     code, said = ask(site, "check", "site")
     assert code == 1, said
-    for words in ("gate: version", "a shell: refused", "rsync: refused", "sftp: refused", "sh allowed", "ccx not allowed"):
+    for words in ("gate: it answers", "a shell: refused", "rsync: refused", "sftp: refused", "sh allowed", "ccx not allowed"):
         assert words in said, said
     assert said.count("problem") == 1
     site.options["commands"] = ["sh"]

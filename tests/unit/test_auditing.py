@@ -12,7 +12,7 @@ import pytest
 from spool.agent import auditing
 from spool.agent.audit import Head
 from spool.agent.folder import Base
-from spool.errors import ConfigError, InvalidRecord
+from spool.errors import ConfigError
 
 LINES = 1000
 EVERY = 1 if os.environ.get("MINT_EXHAUSTIVE") else 25  # tests/unit/test_audit.py edits each line, without the command line
@@ -88,7 +88,7 @@ def test_heads_from_a_file(
     assert "line 7: is not the line 7 that was told of" in capsys.readouterr().out
     for text in ("x\n", '{"head": 7}\n', '{"agent": "agent-here"}\n'):
         file.write_text(text)
-        with pytest.raises(InvalidRecord):
+        with pytest.raises(SystemExit, match="2"):  # wrong usage, with the words of what is wrong
             verified(base, "--head", f"@{file}")
     with pytest.raises(ConfigError):
         verified(base, "--head", f"@{file}.none")
