@@ -205,6 +205,7 @@ def test_what_a_killed_agent_left_in_an_account_is_ended() -> None:
         company.start()
         job_id = company.sh("echo x >x.dat", outputs=("x.dat",))
         company.completed(job_id)
+        company.locally(job_id, "completed")  # the agent gives the account back before
         state = json.loads((company.local(job_id) / "state.json").read_bytes())
         (company.control / "accounts" / str(company.uid)).write_text(f"{job_id} {state['run_id']} {company.uid}\n")
         left = subprocess.Popen(["sleep", "600"], user=company.uid, group=company.uid, extra_groups=[])
@@ -274,7 +275,8 @@ def test_check_tries_the_walls() -> None:
 
 def test_what_can_be_made_in_an_empty_tmp_is_not_agent_ini(tmp_path: Path) -> None:
     """Behind a wall with a /tmp of its own the folder of an agent.ini below /tmp may be there, and be writable."""
-    things = ("/", "/nowhere", tmp_path / "agent.ini", "/nowhere", "/nowhere")
+    nowhere = tmp_path / "no" / "where"
+    things = (tmp_path, nowhere, tmp_path / "agent.ini", nowhere, nowhere)
     words = ["/bin/sh", "-c", checking._TRY, "probe", *things]
     assert "agent.ini" not in run(words, env=os.environ).stdout
     (tmp_path / "agent.ini").write_text("[agent]\n")

@@ -274,7 +274,12 @@ class Load:
         """What is pending is submitted, what waits is claimed and run, until nothing is left."""
         self.agent.generation, self.agent.seq = self.agent.generation + 1, 0
         for job_id, how in list(self._pending.items()):
-            self._submit(job_id) if how == "v1" else self._allow(job_id)
+            if how == "v1":
+                self._submit(job_id)
+            elif good(self.client("GET", f"/v1/jobs/{job_id}")).json["state"]["state"] == "new":
+                self._allow(job_id)
+            else:  # it was allowed already; the answer was lost in the cut
+                self._pending.pop(job_id)
         with ThreadPoolExecutor(3) as pool:
             try:
                 wait_until(lambda: not self._sync(pool) and not self._left(), deadline_s, "every job has ended")

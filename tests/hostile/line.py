@@ -38,9 +38,14 @@ def request(method: str, target: bytes | str, body: bytes = b"", headers: Mappin
     return method.encode() + b" " + path + b" HTTP/1.1\r\n" + head + b"\r\n" + body
 
 
-def ask(port: int, requests: Sequence[bytes], *, methods: Sequence[str], wait_s: float = 60) -> list[Told]:
-    """Send them in one go over one connection; return the answers, fewer where the server closes or says nothing for `wait_s`."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
+def ask(
+    port: int, requests: Sequence[bytes], *, methods: Sequence[str], wait_s: float = 60, address: str = ""
+) -> list[Told]:
+    """Send them in one go over one connection; return the answers, fewer where the server closes or says nothing for `wait_s`.
+
+    `address` is where they come from, another one of the loopback's.
+    """
+    with socket.create_connection(("127.0.0.1", port), timeout=60, source_address=(address, 0)) as line:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             line.sendall(b"".join(requests))
         line.settimeout(wait_s)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from components import proc
 from components.privilege import need_root
 from components.rig import REPO, Rig, Section
 from components.sshd import Sshd
@@ -155,7 +156,7 @@ def test_an_account_is_one_jobs_at_a_time(site: Guarded) -> None:
     (first.work / "off").touch()
     first.wait_exited()
     assert first.good("finish")["held"] is False
-    left = [one for one in os.listdir("/proc") if one.isdigit() and _uid(one) == uid]
+    left = [one for one in os.listdir("/proc") if one.isdigit() and _uid(one) == uid and proc.alive(int(one))]
     assert left == []
     assert second.good("prepare")["wrong"] == []
     second.good("start")
