@@ -143,9 +143,10 @@ Host {self.name}
         """Stop, end what still works in `home`, and remove the folder. Safe to repeat."""
         self.thaw()
         self.stop(cut=True)
-        proc.kill(proc.working_in(self.folder))
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
+        for tries in range(5):  # what was just killed may still have made a file
+            proc.kill(proc.working_in(self.folder))
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.folder, ignore_errors=tries < 4)
 
 
 def _make_key(path: Path) -> None:

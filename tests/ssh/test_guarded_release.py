@@ -76,8 +76,8 @@ def test_released_refused_and_canceled(site: Guarded) -> None:
     assert (state["state"], state["exit_code"]) == ("completed", 0), state
     assert site.out(first) == {"a.dat": "結果\n".encode()}
     assert site.log(first) == "said\n"
-    told = [json.loads(line)["to"] for line in (site.rig.job(first) / "history.jsonl").read_text().splitlines()]
-    assert told == ["queued", "claimed", "running", "held", "returning", "completed"]
+    path, told = site.rig.job(first) / "history.jsonl", ["queued", "claimed", "running", "held", "returning", "completed"]
+    wait_until(lambda: [json.loads(line)["to"] for line in path.read_text().splitlines()] == told, 30, f"the history is {told}")
     wait_until(lambda: site.events(first) == ORDER, 30, f"the audit log has each event of {first} once, in its order")
     by_event = {entry["event"]: entry for entry in site.audit(first)}
     assert {by_event[name]["manifest"] for name in ("measured", "held", "decision", "released", "delivered")} == {manifest}

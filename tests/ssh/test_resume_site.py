@@ -219,7 +219,8 @@ def test_a_service_and_cron_at_once(push: Pushed) -> None:
     assert push.rig.state(job.id) == before
     service.kill()
     pass_of_cron = push.start("--once")
-    pass_of_cron.wait_for_output("event=connected", 30)
+    # All write one log, in which the service has said so before.
+    wait_until(lambda: pass_of_cron.output().count("event=connected") == 2, 30, "the pass of cron is at work")
     assert push.once() == 75
     job.go.touch()
     assert pass_of_cron.wait(60) == 0
