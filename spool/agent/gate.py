@@ -147,11 +147,12 @@ def _hello(config: AgentConfig, base: Base, own_id: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _the_only_one(base: Base, job_id: str) -> Iterator[None]:
     """Hold the job for this session; a session whose line is dead ends by itself after `stall_s`."""
-    try:
-        with file_lock(base.control / "gate" / f"{job_id}.lock", timeout_s=LOCK_S, mode=0o600):
-            yield
-    except Busy as exc:
-        raise Later("another session has this job in hand", hint="it is tried again") from exc
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(base.control / "gate" / f"{job_id}.lock", timeout_s=LOCK_S, mode=0o600))
+        except Busy as exc:  # of the lock alone: what the verb is busy with it says itself
+            raise Later("another session has this job in hand", hint="it is tried again") from exc
+        yield
 
 
 def _refuse(exc: SpoolError, config: AgentConfig | None = None) -> int:

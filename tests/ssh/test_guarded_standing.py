@@ -76,6 +76,7 @@ def test_a_push_waits_for_the_resume(site: Guarded) -> None:
     wait_until(lambda: {job for job in (second, third) if f"job={job}" in log.read_text()} == {second, third}, 60, "both asked")
     assert site.rig.state(second)["state"] == site.rig.state(third)["state"] == "claimed"
     assert not site.there(second).exists()
+    assert "the site takes no new job for now" in (site.rig.root / "push.log").read_text(), "why it waits"
     site.store().cancel(third, by="operator")
     assert site.ended(third)["state"] == "canceled"
     site.person("resume")
