@@ -50,8 +50,8 @@ class LiveFile(Generic[T]):
             settled = None if racy else seen
             try:
                 good = self.read()
-            except ConfigError as exc:
-                return self._last_good(settled, exc)
+            except ConfigError as exc:  # looked at again each time: what stood in the way may pass without the file changing
+                return self._last_good(None, exc)
             if self.problem:
                 log.info("secrets_read_again", file=self.path)
             self._good, self._seen, self.problem = good, settled, ""

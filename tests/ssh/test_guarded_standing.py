@@ -79,6 +79,8 @@ def test_a_push_waits_for_the_resume(site: Guarded) -> None:
     assert "the site takes no new job for now" in (site.rig.root / "push.log").read_text(), "why it waits"
     site.store().cancel(third, by="operator")
     assert site.ended(third)["state"] == "canceled"
+    push = site.rig.root / "push.log"  # a last asking may be under way
+    wait_until(lambda: f"event=run_over job={third}" in push.read_text(), 120, "the push has heard of it")
     site.person("resume")
     assert site.ended(second, 120)["state"] == "completed"
     assert site.events(third) == [], "nothing of it was ever there"
