@@ -48,9 +48,28 @@ echo "cannot write $1/$2; check free space, owner and mode" >&2
 exit 1
 """
 
+# The rsync that receives inputs. Where the line broke, the site may hear of it later than MInt: until then that rsync holds what
+# has arrived under a name of its own, and the next one would begin from nothing. SIGTERM has it keep that as a partial file.
+RECEIVER = "receiver"
+_SETTLE = r"""
+settle() {
+    pid= naps=0
+    { read -r pid <"$1/receiver"; } 2>/dev/null
+    case $pid in '' | *[!0-9]*) return ;; esac
+    [ "/proc/$pid/cwd" -ef "$1" ] || return
+    case $(tr '\0' ' ' <"/proc/$pid/cmdline") in *rsync*--server*) ;; *) return ;; esac
+    kill -s TERM -- "-$pid" 2>/dev/null || kill -s TERM "-$pid" || return
+    kill -s CONT -- "-$pid" 2>/dev/null || kill -s CONT "-$pid"
+    while [ "$naps" -lt 50 ] && kill -s 0 "$pid"; do
+        naps=$((naps + 1))
+        sleep 0.1 || sleep 1
+    done
+} 2>/dev/null
+"""
+
 # What an earlier attempt left is stopped and moved aside, its run_id last, so that a cut anywhere is made good by the next call.
 # A run that is of no earlier attempt was started before MInt was restored from a backup: it is named and left as it is.
-_ENTER = _ROOM + r"""
+_ENTER = _ROOM + _SETTLE + r"""
 umask 077
 LC_ALL=C
 export LC_ALL
@@ -69,6 +88,7 @@ if ! { read -r disk <"$mark"; } 2>/dev/null; then
 fi
 [ -d "$dir" ] || mkdir "$dir" || exit 1
 [ -O "$dir" ] && [ ! -L "$dir" ] || { echo "$dir belongs to another user" >&2; exit 1; }
+settle "$dir"
 if [ -s "$dir/run_id" ]; then read -r old <"$dir/run_id" || exit 1; fi
 if [ "$old" != "$run" ]; then
     [ ! -d "$dir/attempts/$run" ] || exit 87

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from components.waiting import wait_until
 from server.crashing import each_crash, exit_code, fork, in_child
 from spool import copying, files
 from spool.errors import InvalidName, InvalidRecord
@@ -30,22 +31,28 @@ def test_a_reader_never_sees_a_mixture(tmp_path: Path) -> None:
     ready, go = os.pipe()
 
     def write() -> None:
-        for data in itertools.islice(itertools.cycle([NEW, OLD]), 200):
-            files.replace_file(path, data)
-            os.write(go, b".")
+        os.close(ready)
+        with contextlib.suppress(BrokenPipeError):  # it has seen enough
+            for data in itertools.cycle([NEW, OLD]):
+                files.replace_file(path, data)
+                os.write(go, b".")
 
     pid = fork(write)
+    os.close(go)
     seen = {OLD: 0, NEW: 0}
-    os.set_blocking(ready, False)
     rounds = 0
-    while rounds < 200:
+
+    def read() -> bool:
+        nonlocal rounds
         seen[path.read_bytes()] += 1  # a KeyError is a mixture
         with contextlib.suppress(BlockingIOError):
             rounds += len(os.read(ready, 4096))
-    assert exit_code(pid, 20) == 0
+        return rounds >= 200 and all(seen.values())
+
+    os.set_blocking(ready, False)
+    wait_until(read, 20, f"200 changes, and both seen: {seen}", every_s=0)
     os.close(ready)
-    os.close(go)
-    assert all(seen.values()), seen
+    assert exit_code(pid, 20) == 0
     assert os.listdir(tmp_path) == ["state.json"]
 
 
