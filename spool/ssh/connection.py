@@ -43,7 +43,7 @@ _LONG_CHANNELS = 4
 _QUICK_CHANNELS = 4
 _SOCKET_PATH_BYTES = 60
 _NAME = "site"
-_NOTED = 'echo $$ >"$0" && exec rsync "$@"'
+_NOTED = '(umask 077; echo $$ >"$0") && exec rsync "$@"'
 
 _HINTS = {
     "Host key verification failed": "the site's host key is not the one in known_hosts: ask the site for its fingerprint, then "
