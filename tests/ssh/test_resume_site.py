@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -193,9 +194,9 @@ def test_the_mint_side_reboots(push: Pushed) -> None:
     first = push.start()
     job = started(push)
     kill_push_and_all(first)
-    [mine] = Path("/tmp").glob(f"mint-push-{first.pid}-*")
-    stranger = mine.with_name(mine.name.replace(str(first.pid), str(os.getpid())))
-    mine.rename(stranger)
+    # Named as the push's own folder was, of which another push may have made away with what is left.
+    stranger = Path(tempfile.mkdtemp(prefix=f"mint-push-{os.getpid()}-", dir="/tmp"))
+    (stranger / "left").touch()
     scratch = push.rig.spool / "tmp" / "accept.11111111-1111-4111-8111-111111111111"
     scratch.mkdir()
     assert (push.rig.spool / "locks" / "ssh-push").exists()
@@ -205,6 +206,7 @@ def test_the_mint_side_reboots(push: Pushed) -> None:
         job.check()
         other = push.sh("echo x >a.dat", outputs=["a.dat"])
         assert push.ended(other)["state"] == "completed"
+        assert (stranger / "left").exists(), "a living program's"
     finally:
         shutil.rmtree(stranger, ignore_errors=True)
 
