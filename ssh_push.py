@@ -304,7 +304,7 @@ class Push:
         site, state = self._get_config().sites.get(site_name), self._store.state(job_id)
         if state.agent != AGENT or state.site != site_name or state.state not in WITH_SITE:
             forget(self._store, site_name, job_id)
-            return None
+            raise NoLongerOurs
         if site is None or site.mode != "ssh":
             return None
         connection = self._connections.to(site)
