@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from hypothesis import settings
 
 from components import figures, process
 from components.nginx import NginxTls
 from components.rig import Rig
 from components.sshd import Sshd
+
+# A machine that stalls makes no example a wrong one; pytest's own timeout ends what hangs.
+settings.register_profile("mint", deadline=None)
+settings.load_profile("mint")
 
 _LOG_TAIL_BYTES = 8192
 
