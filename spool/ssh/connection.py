@@ -43,7 +43,6 @@ _LONG_CHANNELS = 4
 _QUICK_CHANNELS = 4
 _SOCKET_PATH_BYTES = 60
 _NAME = "site"
-_NOTED = '(umask 077; echo $$ >"$0") && exec rsync "$@"'
 
 _HINTS = {
     "Host key verification failed": "the site's host key is not the one in known_hosts: ask the site for its fingerprint, then "
@@ -210,18 +209,14 @@ class Connection:
         self._contact_at = time.monotonic()
         return Done(code, out.decode("utf-8", "surrogateescape"), err)
 
-    def rsync(
-        self, options: Sequence[str], there: str, here: Path,
-        *, stdin: bytes = b"", inherited: Sequence[int] = (), noted: str = "",
-    ) -> Done:  # fmt: skip
+    def rsync(self, options: Sequence[str], there: str, here: Path, *, stdin: bytes = b"", inherited: Sequence[int] = ()) -> Done:
         """Run rsync in the folder `here`, with `there` as the current folder at the site: remote names are ``site:NAME``.
 
         The folder is entered by the site's shell, so that no wildcard in its path is expanded by rsync. The exit codes 0, 23
         and 24 (rsync(1)) are returned; `Unreachable` where the line broke, `NoSpace` where a disk is full, else `SiteTrouble`.
-        `inherited` descriptors stay open in rsync. `noted`: the file in `there` that gets the number of its process at the site.
+        `inherited` descriptors stay open in rsync.
         """
-        program = f"sh -c {shlex.quote(_NOTED)} {shlex.quote(noted)}" if noted else "rsync"
-        path = f"cd {shlex.quote(there)} && exec {program}"
+        path = f"cd {shlex.quote(there)} && exec rsync"
         command = ["rsync", "-e", str(self._script), f"--rsync-path={path}", "-s", f"--timeout={self.site.stall_s}", *options]
         with self._channel(self._long):
             done = self._call(command, stdin, None, cwd=here, inherited=inherited, locale="C")

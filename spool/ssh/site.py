@@ -48,19 +48,20 @@ echo "cannot write $1/$2; check free space, owner and mode" >&2
 exit 1
 """
 
-# The rsync that receives inputs. Where the line broke, the site may hear of it later than MInt: until then that rsync holds what
-# has arrived under a name of its own, and the next one would begin from nothing. SIGTERM has it keep that as a partial file.
-RECEIVER = "receiver"
+# An rsync that still receives inputs here. Where the line broke, the site may hear of it later than MInt: until then that rsync
+# holds what has arrived under a name of its own, and the next one would begin from nothing. SIGTERM has it keep that as a partial
+# file, and the next one waits for that. Both of its processes at the site work in the job's folder.
 _SETTLE = r"""
+receivers() {
+    for process in /proc/[0-9]*; do
+        [ "$process/cwd" -ef "$1" ] || continue
+        case $(tr '\0' ' ' <"$process/cmdline") in *--sender*) ;; *rsync*--server*) echo "${process#/proc/}" ;; esac
+    done
+} 2>/dev/null
 settle() {
-    pid= naps=0
-    { read -r pid <"$1/receiver"; } 2>/dev/null
-    case $pid in '' | *[!0-9]*) return ;; esac
-    [ "/proc/$pid/cwd" -ef "$1" ] || return
-    case $(tr '\0' ' ' <"/proc/$pid/cmdline") in *rsync*--server*) ;; *) return ;; esac
-    kill -s TERM -- "-$pid" 2>/dev/null || kill -s TERM "-$pid" || return
-    kill -s CONT -- "-$pid" 2>/dev/null || kill -s CONT "-$pid"
-    while [ "$naps" -lt 50 ] && kill -s 0 "$pid"; do
+    naps=0
+    while pids=$(receivers "$1") && [ -n "$pids" ] && [ "$naps" -lt 50 ]; do
+        [ "$naps" -gt 0 ] || kill -s TERM $pids
         naps=$((naps + 1))
         sleep 0.1 || sleep 1
     done

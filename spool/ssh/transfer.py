@@ -27,7 +27,7 @@ from spool.names import why_not_carried
 from spool.paths import JobPaths
 from spool.records import FileEntry
 from spool.ssh.connection import Done
-from spool.ssh.site import RECEIVER, AtSite
+from spool.ssh.site import AtSite
 
 _TEMPORARY = re.compile(r"\.(.+)\.[A-Za-z0-9]{6}", re.DOTALL)  # rsync(1): .NAME.XXXXXX
 LOGS = ("stdout.txt", "stderr.txt", "runner.log")
@@ -63,7 +63,7 @@ def send(paths: JobPaths, there: AtSite, lock: int, *, again: bool) -> None:
     sources = [name for name in ("job.json", "in", "run") if (paths.folder / name).exists()]
     options = (*_TO_SITE, *_MENDING) if again else (*_TO_SITE, *_PARTIAL)
     words = (*options, "--", *sources, "site:./")
-    _note(there, there.connection.rsync(words, there.folder, paths.folder, inherited=(lock,), noted=RECEIVER))
+    _note(there, there.connection.rsync(words, there.folder, paths.folder, inherited=(lock,)))
 
 
 def wrong_inputs(inputs: Iterable[FileEntry], sums: Mapping[str, str]) -> list[str]:

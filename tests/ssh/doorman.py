@@ -18,7 +18,7 @@ from pathlib import Path
 from components.waiting import wait_until
 
 KINDS = (
-    ("fetch", r"exec rsync --server --sender"), ("send", r"(exec rsync|receiver) --server"), ("install", r'cat >"\$part"'),
+    ("fetch", r"exec rsync --server --sender"), ("send", r"exec rsync --server"), ("install", r'cat >"\$part"'),
     ("delivered", r'>"\$dir/delivered"'), ("clean", r"find "), ("enter", r"aside\(\)"), ("tool", r"exec rsync"),
 )  # fmt: skip
 VERBS = ("prepare", "start", "status", "cancel", "sums in", "sums work", "sums log")

@@ -41,7 +41,7 @@ def test_a_job_end_to_end(push: Pushed) -> None:
     assert stat.S_IMODE(push.there(job_id).stat().st_mode) == 0o700
     wait_until((push.there(job_id) / "delivered").exists, 5, "the folder at the site is marked")
     assert sorted(path.name for path in push.there(job_id).iterdir()) == [
-        "delivered", "in", "job.json", "log", "receiver", "run", "run_id", "work",
+        "delivered", "in", "job.json", "log", "run", "run_id", "work",
     ]  # fmt: skip
     assert push.rig.state(job_id)["run_id"] == (push.there(job_id) / "run_id").read_text().strip()
 
